@@ -1,0 +1,257 @@
+"""Functions and records to bytes and back: the one door to cloudpickle.
+
+Two kinds of pickles leave a process.  *Records* are pickled by ``dumps``: in an executor with
+plain pickle, at C speed, and with cloudpickle only where that fails.  *A stage's functions* are
+pickled once per stage by ``dump_stage`` as a flat table of nodes, parents as indices, so that a
+lineage 10,000 deep needs no recursion.
+
+Classes that a program defines in ``__main__`` work everywhere.  Each stage brings them by value;
+the executor hangs them into a stand-in ``__main__``, under the name they have in the driver.  So
+plain pickle finds them by that name in any executor, and the driver, which unpickles by name too,
+gets instances of its own classes back.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import cloudpickle
+
+from spark_ft.errors import PySparkException
+from spark_ft.lineage.dependency import Dependency, NarrowDependency, ShuffleDependency
+from spark_ft.lineage.node import Node
+
+_PROTOCOL = 5
+
+
+class _Mode:
+    main_is_ours = False  # True in executors: ``__main__`` is the stand-in
+
+
+# --- Records -----------------------------------------------------------------------------
+
+
+def dumps(obj: Any) -> bytes:
+    """Pickle records.  In the driver always by cloudpickle, because there plain pickle would name
+    functions of ``__main__`` that no executor can look up."""
+    if _Mode.main_is_ours:
+        try:
+            return pickle.dumps(obj, _PROTOCOL)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            pass  # a lambda, a local class …: by value
+    return cast(bytes, cloudpickle.dumps(obj, _PROTOCOL))
+
+
+loads = pickle.loads
+
+
+def install_main() -> None:
+    """Put an empty stand-in for the driver's ``__main__`` into this process (executors only)."""
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    _Mode.main_is_ours = True
+
+
+def _main_classes() -> bytes:
+    """All classes of the driver's ``__main__`` that can be shipped, by value, as {name: class}."""
+    main = sys.modules.get("__main__")
+    found: dict[str, type] = {
+        name: value
+        for name, value in list(vars(main).items())
+        if isinstance(value, type) and value.__module__ == "__main__" and value.__qualname__ == name
+    }
+    if not found or _Mode.main_is_ours:
+        return b""
+    try:
+        return cast(bytes, cloudpickle.dumps(found, _PROTOCOL))
+    except Exception:  # one bad class must not keep the others back: whatever its pickling raises
+        shipped = {}
+        for name, value in found.items():
+            try:
+                cloudpickle.dumps(value, _PROTOCOL)
+            except Exception:  # noqa: S112, BLE001 - it is reported when a stage really uses it
+                continue
+            shipped[name] = value
+        return cast(bytes, cloudpickle.dumps(shipped, _PROTOCOL))
+
+
+# --- A stage's functions --------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Stage:
+    """What a task needs of its stage: the node to compute, and either the shuffle to write
+    (``output``) or the function of (partition, iterator) whose answer is the result."""
+
+    target: Node
+    function: Callable[[int, Iterator[Any]], Any] | None
+    output: ShuffleDependency | None
+
+
+def dump_stage(
+    target: Node,
+    function: Callable[[int, Iterator[Any]], Any] | None,
+    output: ShuffleDependency | None,
+) -> bytes:
+    """Pickle a stage: the nodes that ``target`` reaches by narrow dependencies, flat.
+
+    Raises pickle.PicklingError whose text names what could not be pickled and the path of
+    variables that leads to it.
+    """
+    order: list[Node] = []
+    index: dict[int, int] = {}
+    stack: list[tuple[Node, bool]] = [(target, False)]
+    while stack:
+        node, done = stack.pop()
+        if node.id in index:
+            continue
+        if done:
+            index[node.id] = len(order)
+            order.append(node)
+            continue
+        stack.append((node, True))
+        stack.extend(
+            (d.parent, False)
+            for d in reversed(node.dependencies)
+            if isinstance(d, NarrowDependency) and d.parent.id not in index
+        )
+    nodes = []
+    links: list[tuple[tuple[Any, ...], ...]] = []
+    for node in order:
+        copy = node.ship()
+        copy.dependencies = ()
+        nodes.append(copy)
+        links.append(
+            tuple(
+                (index[d.parent.id], d.mapping) if isinstance(d, NarrowDependency) else (_reduce_side(d),)
+                for d in node.dependencies
+            )
+        )
+    parts = (nodes, links, function, None if output is None else _map_side(output))
+    try:
+        payload = cloudpickle.dumps(parts, _PROTOCOL)
+    except PySparkException:
+        raise  # a context or an RDD inside the closure: says so itself
+    except Exception as error:  # user objects may raise anything while they are pickled
+        raise _not_serializable(error, order, function) from error
+    return pickle.dumps((_main_classes(), payload), _PROTOCOL)
+
+
+def _reduce_side(dependency: ShuffleDependency) -> ShuffleDependency:
+    """The dependency as a reader needs it: without its parent; the partition function stays behind."""
+    from spark_ft.lineage.partitioner import Partitioner
+
+    return ShuffleDependency(
+        dependency.shuffle,
+        None,
+        Partitioner(dependency.partitioner.partition_count),
+        dependency.fingerprint,
+        dependency.aggregator,
+        dependency.map_side_combine,
+        dependency.group,
+        dependency.ordering,
+        dependency.map_count,
+    )
+
+
+def _map_side(dependency: ShuffleDependency) -> ShuffleDependency:
+    return ShuffleDependency(
+        dependency.shuffle,
+        None,
+        dependency.partitioner,
+        dependency.fingerprint,
+        dependency.aggregator,
+        dependency.map_side_combine,
+        dependency.group,
+        dependency.ordering,
+        dependency.map_count,
+    )
+
+
+def load_stage(data: bytes) -> Stage:
+    """The inverse of ``dump_stage``, in an executor.  Raises whatever user code raises on import."""
+    classes, payload = pickle.loads(data)
+    if classes:
+        main = sys.modules["__main__"]
+        for name, value in pickle.loads(classes).items():
+            setattr(main, name, value)
+    nodes, links, function, output = pickle.loads(payload)
+    for node, link in zip(nodes, links, strict=True):
+        dependencies: list[Dependency] = []
+        for item in link:
+            if len(item) == 1:
+                dependencies.append(item[0])
+            else:
+                dependencies.append(NarrowDependency(nodes[item[0]], item[1]))
+        node.dependencies = tuple(dependencies)
+    return Stage(nodes[-1], function, output)
+
+
+# --- Finding the culprit --------------------------------------------------------------------
+
+
+def _not_serializable(error: Exception, nodes: list[Node], function: Any) -> pickle.PicklingError:
+    text = f"Could not serialize object: {type(error).__name__}: {error}"
+    for node in reversed(nodes):
+        for slot, value in _attributes(node):
+            if (path := _culprit(value, slot)) is not None:
+                return pickle.PicklingError(f"{text}\n[CLOSURE_NOT_SERIALIZABLE] it is reached by: {path}")
+    if (path := _culprit(function, "function")) is not None:
+        return pickle.PicklingError(f"{text}\n[CLOSURE_NOT_SERIALIZABLE] it is reached by: {path}")
+    return pickle.PicklingError(text)
+
+
+def _attributes(obj: Any) -> list[tuple[str, Any]]:
+    names: dict[str, None] = {}
+    for cls in type(obj).__mro__:
+        for name in getattr(cls, "__slots__", ()):
+            names[name] = None
+    names.update(dict.fromkeys(getattr(obj, "__dict__", {})))
+    skipped = {"dependencies", "__weakref__", "__dict__"}
+    return [(n, getattr(obj, n)) for n in names if n not in skipped and hasattr(obj, n)]
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        cloudpickle.CloudPickler(io.BytesIO(), _PROTOCOL).dump(value)
+    except Exception:  # whatever it raises, it does not pickle
+        return False
+    return True
+
+
+def _culprit(value: Any, path: str, depth: int = 0) -> str | None:
+    """The path to the innermost thing that does not pickle, or None when ``value`` does."""
+    if _pickles(value):
+        return None
+    if depth < 8:
+        for name, child in _children(value):
+            if (found := _culprit(child, f"{path} -> {name}", depth + 1)) is not None:
+                return found
+    return f"{path} ({type(value).__module__}.{type(value).__qualname__})"
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, types.MethodType):
+        yield "self", value.__self__
+        value = value.__func__
+    if isinstance(value, types.FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                yield f"variable {name!r}", cell.cell_contents
+            except ValueError:  # an empty cell
+                continue
+        for name in value.__code__.co_names:
+            if name in value.__globals__:
+                yield f"global {name!r}", value.__globals__[name]
+        yield from ((f"default {i}", d) for i, d in enumerate(value.__defaults__ or ()))
+    elif isinstance(value, dict):
+        yield from ((f"[{key!r}]", item) for key, item in list(value.items())[:1000])
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from ((f"[{i}]", item) for i, item in enumerate(list(value)[:1000]))
+    elif not isinstance(value, (type, types.ModuleType)):
+        yield from ((f"attribute {name!r}", item) for name, item in _attributes(value))

@@ -1,0 +1,126 @@
+"""How a node depends on its parents: read this first.
+
+A *narrow* dependency says which parent partitions one partition needs, and is served in
+the same task.  A *shuffle* dependency needs something of every parent partition, so it is
+where a stage ends: each parent partition's records are written out by key, and read back
+by the partition that owns the key.
+
+The mappings are plain data: they travel to the scheduler inside a ``LineageShape`` and
+never hold a function.  (Idea: Spark's Dependency.scala.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from spark_ft.ids import Fingerprint, ShuffleId
+
+if TYPE_CHECKING:
+    from spark_ft.lineage.node import Node
+    from spark_ft.lineage.partitioner import Partitioner
+
+
+@dataclass(frozen=True, slots=True)
+class OneToOne:
+    """Partition p needs parent partition p."""
+
+    def parents(self, partition: int) -> Sequence[int]:
+        return (partition,)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Partitions [start, start + count) need parent partitions [0, count); others need none (union)."""
+
+    start: int
+    count: int
+
+    def parents(self, partition: int) -> Sequence[int]:
+        index = partition - self.start
+        return (index,) if 0 <= index < self.count else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Partition p needs the parent partitions listed at p (coalesce)."""
+
+    groups: tuple[tuple[int, ...], ...]
+
+    def parents(self, partition: int) -> Sequence[int]:
+        return self.groups[partition]
+
+
+@dataclass(frozen=True, slots=True)
+class Quotient:
+    """Partition p needs parent partition p // divisor (left side of cartesian)."""
+
+    divisor: int
+
+    def parents(self, partition: int) -> Sequence[int]:
+        return (partition // self.divisor,)
+
+
+@dataclass(frozen=True, slots=True)
+class Remainder:
+    """Partition p needs parent partition p % divisor (right side of cartesian)."""
+
+    divisor: int
+
+    def parents(self, partition: int) -> Sequence[int]:
+        return (partition % self.divisor,)
+
+
+Mapping = OneToOne | Span | Groups | Quotient | Remainder
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowDependency:
+    """``parent``'s partitions that one partition needs, served in the same task."""
+
+    parent: Node
+    mapping: Mapping = field(default_factory=OneToOne)
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregator:
+    """How the values of one key become one combiner: the three functions of ``combineByKey``."""
+
+    create: Callable[[Any], Any]
+    merge_value: Callable[[Any, Any], Any]
+    merge_combiners: Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOrdering:
+    """Records of a reduce partition are sorted by ``key(record[0])``; stable, also when descending."""
+
+    key: Callable[[Any], Any] | None  # None: the key itself
+    ascending: bool = True
+
+
+@dataclass(eq=False, slots=True)
+class ShuffleDependency:
+    """The parent's pairs, placed by ``partitioner``; identity is the object, as in Spark.
+
+    ``aggregator`` with ``map_side_combine`` combines before writing; without it only after
+    reading.  ``group`` asks the reader for (key, ResultIterable) pairs of all the key's values.
+    At most one of ``aggregator``, ``group`` and ``ordering`` is set; none of them means raw pairs.
+    ``fingerprint`` names the outputs on disk.  ``parent`` is None inside an executor's reduce task:
+    what lies beyond a shuffle is never shipped there.
+    """
+
+    shuffle: ShuffleId
+    parent: Node | None
+    partitioner: Partitioner
+    fingerprint: Fingerprint
+    aggregator: Aggregator | None = None
+    map_side_combine: bool = False
+    group: bool = False
+    ordering: KeyOrdering | None = None
+    map_count: int = 0  # parent's partitions, fixed when the job is planned
+    __weakref__: Any = field(init=False, repr=False)
+
+
+Dependency = NarrowDependency | ShuffleDependency

@@ -1,0 +1,95 @@
+"""The shape of a lineage: ids, partition counts, dependencies, persist marks.  No functions.
+
+This is all that a scheduler sees of a program, which is why a million histories of one can
+be simulated without running a line of user code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingABC
+from dataclasses import dataclass, field
+
+from spark_ft.ids import Fingerprint, HostId, NodeId, ShuffleId
+from spark_ft.lineage.dependency import Mapping, NarrowDependency, ShuffleDependency
+from spark_ft.lineage.node import Node
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowShape:
+    """One narrow dependency: partition p of the child needs ``mapping.parents(p)`` of ``parent``."""
+
+    parent: NodeId
+    mapping: Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class NodeShape:
+    """One node: narrow parents, shuffles it reads whole, and whether its partitions are persisted."""
+
+    node: NodeId
+    partition_count: int
+    narrow: tuple[NarrowShape, ...] = ()
+    shuffles: tuple[ShuffleId, ...] = ()
+    persisted: bool = False
+    preferred: MappingABC[int, tuple[HostId, ...]] = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ShuffleShape:
+    """One shuffle: every partition of ``parent`` is a map task, ``reduce_count`` partitions read it."""
+
+    shuffle: ShuffleId
+    parent: NodeId
+    map_count: int
+    reduce_count: int
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class LineageShape:
+    """Everything reachable from ``target``, shuffles included."""
+
+    target: NodeId
+    nodes: MappingABC[NodeId, NodeShape]
+    shuffles: MappingABC[ShuffleId, ShuffleShape]
+
+
+def shape_of(target: Node) -> LineageShape:
+    """Walk the lineage once, with an explicit stack: linear in nodes, shared ones met once."""
+    nodes: dict[NodeId, NodeShape] = {}
+    shuffles: dict[ShuffleId, ShuffleShape] = {}
+    stack = [target]
+    while stack:
+        node = stack.pop()
+        if node.id in nodes:
+            continue
+        narrow: list[NarrowShape] = []
+        wide: list[ShuffleId] = []
+        for dependency in node.dependencies:
+            if isinstance(dependency, NarrowDependency):
+                narrow.append(NarrowShape(dependency.parent.id, dependency.mapping))
+                stack.append(dependency.parent)
+            else:
+                wide.append(dependency.shuffle)
+                shuffles[dependency.shuffle] = _shuffle_shape(dependency)
+                assert dependency.parent is not None
+                stack.append(dependency.parent)
+        count = node.partition_count
+        preferred = {p: tuple(hosts) for p in range(count) if (hosts := node.preferred(p))}
+        persisted = node.storage.useMemory or node.storage.useDisk
+        nodes[node.id] = NodeShape(
+            node.id, count, tuple(narrow), tuple(wide), persisted, preferred, type(node).__name__
+        )
+    return LineageShape(target.id, nodes, shuffles)
+
+
+def _shuffle_shape(dependency: ShuffleDependency) -> ShuffleShape:
+    assert dependency.parent is not None
+    return ShuffleShape(
+        dependency.shuffle,
+        dependency.parent.id,
+        dependency.parent.partition_count,
+        dependency.partitioner.partition_count,
+        dependency.fingerprint,
+    )

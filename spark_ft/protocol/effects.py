@@ -1,0 +1,351 @@
+"""What may happen to a core (events) and all it may ask of its host (effects).
+
+A core is ``handle(event, now_s) -> list[Effect]`` plus ``wakeup_s()``: the time at which it
+wants a ``Tick`` if nothing else happens.  There are no timers to set or to cancel.  Same
+events in the same order give the same effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from spark_ft.ids import AppId, BlobId, Incarnation, JobId, NodeId, ShuffleId, StageId, TaskId
+from spark_ft.lineage.shape import LineageShape
+from spark_ft.protocol.messages import (
+    AssignExecutors,
+    EndReason,
+    InlineResult,
+    LaunchTasks,
+    MapOutputs,
+    Message,
+    StoredResult,
+    TaskEnd,
+)
+
+# --- Events any core may get --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message from a peer, delivered by its link.  ``sender`` is the incarnation that the link
+    is bound to, never an address."""
+
+    sender: Incarnation
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class PeerGone:
+    """The transport has lost a peer for good (its link was closed or nothing came for too long)."""
+
+    peer: Incarnation
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: the core's ``wakeup_s()`` has come."""
+
+
+# --- Events of the SchedulerCore, from the driver's own threads ------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class JobSubmitted:
+    """Run ``partitions`` of ``shape.target``.  ``blob`` holds the result stage's functions,
+    ``shuffle_blobs`` those of every map stage in the shape.  ``max_failures`` is how many
+    failures blamed on one task end the job.  ``properties`` are the thread's local ones."""
+
+    job: JobId
+    shape: LineageShape
+    partitions: tuple[int, ...]
+    blob: BlobId
+    shuffle_blobs: Mapping[ShuffleId, BlobId]
+    name: str = ""
+    pool: str = "default"
+    group: str | None = None
+    tags: frozenset[str] = frozenset()
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJobs:
+    """End jobs for good: ``job``, all of ``group``, all with ``tag``, or all when all three are None."""
+
+    job: JobId | None = None
+    group: str | None = None
+    tag: str | None = None
+    reason: str = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The program no longer refers to these: shuffles and stage blobs of collected lineage,
+    unpersisted nodes, broadcasts.  Jobs that still need them keep them until they end."""
+
+    shuffles: tuple[ShuffleId, ...] = ()
+    nodes: tuple[NodeId, ...] = ()
+    blobs: tuple[BlobId, ...] = ()
+    broadcasts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResourcesGranted:
+    """The cluster manager promises (or takes back) executors: how many are to be expected."""
+
+    expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultLost:
+    """A stored result could not be fetched by the driver: that task must run again (TK-11)."""
+
+    job: JobId
+    partition: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The application ends: cancel every job, launch nothing more."""
+
+
+# --- Events of the WorkerCore, from the worker's own process ---------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpawned:
+    """The process asked for by ``SpawnExecutor`` exists."""
+
+    executor: Incarnation
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChildExited:
+    """A child was reaped.  ``signal`` is 0 for a normal exit; ``outputs`` come from the probe of its
+    store, ``stderr`` is the tail of what it wrote."""
+
+    executor: Incarnation
+    status: int
+    signal: int
+    stderr: str = ""
+    outputs: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChildStopped:
+    """A child was stopped by a signal, or went on."""
+
+    executor: Incarnation
+    stopped: bool
+
+
+# --- Events of the ExecutorCore, from the executor's own threads --------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStarted:
+    """A slot has begun to run an attempt."""
+
+    task: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class SlotEnded:
+    """A slot has ended an attempt."""
+
+    end: TaskEnd
+
+
+Event = (
+    Received | PeerGone | Tick
+    | JobSubmitted | CancelJobs | Released | ResourcesGranted | ResultLost | Stopping
+    | ChildSpawned | ChildExited | ChildStopped
+    | SlotStarted | SlotEnded
+)  # fmt: skip
+
+
+# --- Effects ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give a message to the link with ``to``."""
+
+    to: Incarnation
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class SendBlob:
+    """Send the stage blob ``blob`` to an executor; the host holds the bytes."""
+
+    to: Incarnation
+    blob: BlobId
+
+
+@dataclass(frozen=True, slots=True)
+class ClosePeer:
+    """Forget the link with a peer.  With ``fence`` every later word of it is answered by Fenced."""
+
+    peer: Incarnation
+    fence: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something worth knowing happened.  The host writes it to the event log; tests and
+    simulations also count kinds as marks that a branch was reached."""
+
+    kind: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverResult:
+    """Partition ``partition`` of a job has its answer; at most once per (job, partition)."""
+
+    job: JobId
+    partition: int
+    result: InlineResult | StoredResult
+    accums: tuple[tuple[int, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MergeAccums:
+    """Apply a map task's accumulator updates; once per (shuffle output, partition)."""
+
+    accums: tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One attempt of a task, for the error that a user sees."""
+
+    attempt: int
+    executor: Incarnation
+    host: str
+    outcome: str  # the reason's kind, e.g. UserError
+    blame: str  # task, executor, host, network, storage, system, user-cancel
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailure:
+    """Why a job ended without an answer: a condition's name, what happened and every attempt."""
+
+    condition: str
+    text: str
+    stage: StageId | None = None
+    partition: int | None = None
+    cause_type: str = ""
+    traceback: str = ""
+    other_tracebacks: tuple[str, ...] = ()
+    attempts: tuple[AttemptRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FinishJob:
+    """The job's one terminal event; ``failure`` is None for success."""
+
+    job: JobId
+    failure: JobFailure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnExecutor:
+    """Start an executor process of this incarnation."""
+
+    executor: Incarnation
+    assignment: AssignExecutors
+
+
+@dataclass(frozen=True, slots=True)
+class KillProcess:
+    """Send a signal to a child (SIGTERM or SIGKILL by number)."""
+
+    executor: Incarnation
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropStores:
+    """Delete what nothing needs: all stores of ``app``, or segments whose every output has one of
+    ``fingerprints``."""
+
+    app: AppId | None = None
+    fingerprints: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunTask:
+    """Put an attempt into a slot's queue."""
+
+    launch: LaunchTasks
+    index: int  # which of launch.tasks
+    outputs: tuple[MapOutputs, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptTask:
+    """Break a running attempt off: SIGINT now; ``hard`` means SIGKILL to the whole process."""
+
+    task: TaskId
+    hard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBlob:
+    """Keep a stage's functions for the tasks to come."""
+
+    blob: BlobId
+    payload: bytes
+    block: object | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop cached nodes, blobs, broadcasts, shuffle locations from this process."""
+
+    nodes: tuple[NodeId, ...] = ()
+    blobs: tuple[BlobId, ...] = ()
+    shuffles: tuple[ShuffleId, ...] = ()
+    broadcasts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LearnHosts:
+    """Addresses of block servers."""
+
+    hosts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """End this process with ``status``."""
+
+    status: int
+    why: str
+
+
+Effect = (
+    Send | SendBlob | ClosePeer | Note
+    | DeliverResult | MergeAccums | FinishJob
+    | SpawnExecutor | KillProcess | DropStores
+    | RunTask | InterruptTask | LoadBlob | Forget | LearnHosts | Exit
+)  # fmt: skip
+
+
+class Core(Protocol):
+    """Whatever decides: no clock, no socket, no thread, no randomness of its own."""
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]: ...
+
+    def wakeup_s(self) -> float | None: ...
+
+
+__all__ = [name for name in dir() if not name.startswith("_")] + ["EndReason"]

@@ -1,0 +1,525 @@
+"""Every control message, grouped by who sends it to whom.
+
+Messages are frozen dataclasses that ``codec.py`` turns into tagged msgpack.  They travel over
+a *link* (transport/link.py), which gives each pair of incarnations in-order delivery without
+loss or duplicates while both live; a message may still come late, or never when its
+receiver dies, and each docstring says what happens then.  Handlers stay idempotent all the
+same: the guard is the TaskId and the sender's incarnation, never the transport.
+
+A new field gets a default.  Pickles appear only as opaque bytes that no manager, worker or
+scheduler ever decodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from spark_ft.ids import (
+    AppId,
+    BlobId,
+    Fingerprint,
+    Generation,
+    HostId,
+    Incarnation,
+    NodeId,
+    ShuffleId,
+    TaskId,
+)
+
+# --- Parts that messages are made of ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRef:
+    """Where the bytes of one block are: a key in a segment of a store that a host serves."""
+
+    host: HostId
+    store: str  # directory name of the store: the incarnation that wrote it
+    segment: int
+    key: bytes
+    size_bytes: int = 0
+    checksum: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MapStatus:
+    """One committed map output: where its manifest is and what it holds.
+
+    ``checksum`` covers the output's bytes in order; equal checksums prove two outputs equal.
+    ``accums`` are the task's accumulator updates as (accumulator id, pickled value): they are in
+    the manifest too, so an adopted output brings them with it.
+    """
+
+    shuffle: ShuffleId
+    generation: Generation
+    map_index: int
+    host: HostId
+    store: str
+    segment: int
+    attempt: TaskId
+    size_bytes: int
+    row_count: int
+    checksum: int
+    accums: tuple[tuple[int, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CachedBlock:
+    """One partition of a persisted node as it is held: in the memory of the executor that says so
+    (``block`` is None), or as a block on disk that the host serves whoever dies."""
+
+    node: NodeId
+    partition: int
+    size_bytes: int
+    block: BlockRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InlineResult:
+    """A result task's answer, pickled, small enough (1 MiB) to travel in the message."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """A result task's answer, pickled, in chunks that lie in the executor's store."""
+
+    block: BlockRef
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """The task did all it had to: a map task has committed ``output``, a result task has ``result``."""
+
+    output: MapStatus | None = None
+    result: InlineResult | StoredResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UserError:
+    """User code raised.  Blamed on the task.  ``retryable`` is False where another try is
+    pointless by nature (the input changed); ``condition`` names such cases."""
+
+    type_name: str
+    text: str
+    traceback: str
+    condition: str = "TASK_FAILED"
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NotLoadable:
+    """The stage's functions could not be unpickled here (TK-9): deterministic after two executors."""
+
+    type_name: str
+    text: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """A block that the task needs could not be read.  Never blamed on the task.
+
+    ``evidence`` is one of missing, corrupt, incomplete, expired, refused, timeout.  ``map_index``
+    is -1 and ``block`` set when it was not a shuffle block.
+    """
+
+    shuffle: ShuffleId
+    generation: Generation
+    map_index: int
+    host: HostId
+    store: str
+    evidence: str
+    text: str = ""
+    block: BlockRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostError:
+    """The host could not do its part (disk full, no file handles).  Blamed on the host."""
+
+    condition: str  # STORAGE_FULL, TOO_MANY_FILES …
+    text: str
+    needed_bytes: int = 0
+    free_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """The attempt was broken off because the driver said so."""
+
+    reason: str
+
+
+EndReason = Success | UserError | NotLoadable | FetchFailed | HostError | Killed
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnd:
+    """How one attempt ended, and what it left behind.  ``cached``/``dropped`` tell of persisted
+    partitions that came into and went from this executor's memory while it ran."""
+
+    task: TaskId
+    reason: EndReason
+    accums: tuple[tuple[int, bytes], ...] = ()
+    cached: tuple[CachedBlock, ...] = ()
+    dropped: tuple[tuple[NodeId, int], ...] = ()
+    run_s: float = 0.0
+    record_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One attempt to run.  ``cached`` says which partitions of persisted nodes that the task
+    meets are on disk, and where."""
+
+    task: TaskId
+    partition: int
+    attempt: int
+    speculative: bool = False
+    cached: tuple[CachedBlock, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShuffleInput:
+    """A parent shuffle at the generation and version of its map outputs that a task is to read."""
+
+    shuffle: ShuffleId
+    generation: Generation
+    version: int
+
+
+# --- Executor to driver -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorHello:
+    """First word of an executor.  Repeated until welcomed; a second one changes nothing."""
+
+    executor: Incarnation
+    worker: Incarnation
+    host: HostId
+    pid: int
+    slots: int
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUpdates:
+    """Attempts that began and ended, in order.  Lost with its sender: then the worker's
+    ExecutorExited and the stores' manifests tell what counts."""
+
+    started: tuple[TaskId, ...] = ()
+    ended: tuple[TaskEnd, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BlobWanted:
+    """The executor was told to run a stage whose functions it has not got; driver sends StageBlob."""
+
+    blob: BlobId
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorBeat:
+    """Progress, every heartbeat interval: records so far per running attempt, CPU seconds of the
+    process, memory in bytes.  A missing beat is not death: the worker tells of that."""
+
+    number: int
+    running: tuple[tuple[TaskId, int], ...] = ()
+    cpu_s: float = 0.0
+    rss_anon_bytes: int = 0
+
+
+# --- Driver to executor -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorWelcome:
+    """The driver counts on this executor from now on.  ``hosts`` maps each host to the address of
+    its block server."""
+
+    hosts: dict[HostId, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """Block servers that came or moved since the welcome."""
+
+    hosts: dict[HostId, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The sender of this answer has given the receiver up: it must exit at once, and nothing it
+    did since is used."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageBlob:
+    """A stage's functions, pickled once; sent before the first LaunchTasks that names it.  Large
+    ones stand in the driver's store instead of ``payload``."""
+
+    blob: BlobId
+    payload: bytes = b""
+    block: BlockRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MapOutputs:
+    """Where the outputs of one shuffle are, for the tasks that read it; a later ``version``
+    replaces an earlier one.  Sent before the LaunchTasks that names this version."""
+
+    shuffle: ShuffleId
+    generation: Generation
+    version: int
+    fingerprint: Fingerprint
+    statuses: tuple[MapStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchTasks:
+    """Run these attempts, in order, as slots come free.  ``output`` is the shuffle that a map
+    stage writes, at which generation; None for a result stage."""
+
+    blob: BlobId
+    stage: int
+    stage_attempt: int
+    tasks: tuple[Launch, ...]
+    inputs: tuple[ShuffleInput, ...] = ()
+    output: ShuffleInput | None = None
+    properties: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class KillTask:
+    """Break this attempt off (queued or running).  Answered by its TaskEnd(Killed) if it was known."""
+
+    task: TaskId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropBlocks:
+    """Forget persisted nodes, blobs, broadcasts and shuffles that nothing needs any more."""
+
+    nodes: tuple[NodeId, ...] = ()
+    blobs: tuple[BlobId, ...] = ()
+    shuffles: tuple[ShuffleId, ...] = ()
+    broadcasts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BeatAck:
+    """Answers ExecutorBeat ``number``; the executor's lease counts from when it sent that beat."""
+
+    number: int
+
+
+# --- Worker to driver ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHello:
+    """First word of a worker that holds executors for this driver."""
+
+    worker: Incarnation
+    host: HostId
+    pid: int
+    data_endpoint: str  # of its block server
+    root: str  # directory of its stores, useful to processes on the same machine
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorSpawned:
+    """The worker started an executor process: from here on its death will be told."""
+
+    executor: Incarnation
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorExited:
+    """An executor's process has ended and was reaped; ``outputs`` are the map outputs its store
+    holds committed, found by a probe after its death, so that unreported ones are adopted (EX-4).
+
+    ``status`` is the exit code, ``signal`` the signal's number or 0; ``stderr`` its last words.
+    """
+
+    executor: Incarnation
+    status: int
+    signal: int
+    stderr: str = ""
+    outputs: tuple[MapStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorStopped:
+    """The kernel told the worker that an executor was stopped (SIGSTOP) or goes on."""
+
+    executor: Incarnation
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorsUnavailable:
+    """Executors on this host crash at every start; the worker has given up after ``tries`` (EX-12)."""
+
+    tries: int
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBeat:
+    """The worker lives and vouches for its children: (executor, CPU seconds, stopped)."""
+
+    number: int
+    executors: tuple[tuple[Incarnation, float, bool], ...] = ()
+    free_bytes: int = 0
+
+
+# --- Driver to worker ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerWelcome:
+    """The driver knows this worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillExecutor:
+    """SIGKILL this executor (fenced, or deaf to KillTask); its successor is started as after any death."""
+
+    executor: Incarnation
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropShuffles:
+    """These fingerprints are dead: their space may be given back, readers get ``expired``."""
+
+    fingerprints: tuple[Fingerprint, ...]
+
+
+# --- To a worker from whoever grants resources (manager, or the driver in local[n]) -----------
+
+
+@dataclass(frozen=True, slots=True)
+class AssignExecutors:
+    """Keep ``count`` executors of ``slots`` slots and ``memory_bytes`` alive for this driver; a later
+    one for the same driver replaces it.  ``settings`` are the application's, for its executors."""
+
+    app: AppId
+    driver: Incarnation
+    driver_endpoint: str
+    driver_pid: int
+    count: int
+    slots: int
+    memory_bytes: int
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseApp:
+    """The application has ended: end its executors, drop its stores, answer AppReleased."""
+
+    app: AppId
+
+
+# --- Worker to whoever grants resources ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterWorker:
+    """A worker offers its cores and memory.  Repeated until answered."""
+
+    worker: Incarnation
+    host: HostId
+    pid: int
+    cores: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRegistered:
+    """Answer to RegisterWorker."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppReleased:
+    """Everything of this application is gone from this worker."""
+
+    app: AppId
+    worker: Incarnation
+
+
+# --- Driver to manager and back ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterApp:
+    """An application asks for executors: ``executors`` of ``slots`` and ``memory_bytes`` each, at most.
+    Idempotent by the driver's incarnation."""
+
+    app: AppId
+    driver: Incarnation
+    driver_endpoint: str
+    driver_pid: int
+    executors: int
+    slots: int
+    memory_bytes: int
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AppRegistered:
+    """What the application was granted so far: worker -> number of executors.  Sent again on change."""
+
+    granted: dict[Incarnation, int] = field(default_factory=dict)
+    hosts: dict[Incarnation, HostId] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """The manager has lost a worker: with it go its executors (their stores too, if its host did)."""
+
+    worker: Incarnation
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnregisterApp:
+    """The application ends; every worker releases it.  Answered by AppUnregistered."""
+
+    app: AppId
+
+
+@dataclass(frozen=True, slots=True)
+class AppUnregistered:
+    """All workers that could be reached have released the application."""
+
+    app: AppId
+
+
+# --- Anyone to anyone ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The sender ends now and wants nothing more; its link may be forgotten."""
+
+    why: str = ""
+
+
+Message = (
+    ExecutorHello | TaskUpdates | BlobWanted | ExecutorBeat
+    | ExecutorWelcome | Hosts | Fenced | StageBlob | MapOutputs | LaunchTasks | KillTask | DropBlocks | BeatAck
+    | WorkerHello | ExecutorSpawned | ExecutorExited | ExecutorStopped | ExecutorsUnavailable | WorkerBeat
+    | WorkerWelcome | KillExecutor | DropShuffles
+    | AssignExecutors | ReleaseApp | RegisterWorker | WorkerRegistered | AppReleased
+    | RegisterApp | AppRegistered | WorkerLost | UnregisterApp | AppUnregistered
+    | Goodbye
+)  # fmt: skip
