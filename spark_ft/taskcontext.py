@@ -1,0 +1,107 @@
+"""TaskContext: what a running task may know of itself.
+
+The runner sets it for its thread before a task and clears it after.  A thread that user code
+starts inside a task sees the task's context too, as long as only one task runs in the process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+__all__ = ["TaskContext"]
+
+_running: dict[int, TaskContext] = {}  # by thread ident
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceInformation:
+    """Addresses of one kind of resource given to a task, e.g. GPU indices."""
+
+    name: str
+    addresses: list[str]
+
+
+@dataclass(slots=True)
+class _Facts:
+    stage: int = 0
+    partition: int = 0
+    attempt: int = 0
+    task: int = 0
+    cpus: int = 1
+    cpu_amount: Decimal | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, ResourceInformation] = field(default_factory=dict)
+
+
+class TaskContext:
+    """Facts about the running task; ``TaskContext.get()`` is None on the driver."""
+
+    _facts: _Facts
+
+    def __new__(cls) -> TaskContext:
+        """In a task, the task's own object; else an empty one."""
+        current = cls.get()
+        if current is not None and type(current) is cls:
+            return current
+        made = super().__new__(cls)
+        made._facts = _Facts()
+        return made
+
+    @classmethod
+    def _of(cls, **facts: Any) -> TaskContext:
+        """For the runner: stage, partition, attempt (from 0), task, cpus, properties, resources."""
+        made = super().__new__(cls)
+        made._facts = _Facts(**facts)
+        return made
+
+    @classmethod
+    def get(cls) -> TaskContext | None:
+        """The running task's context, or None outside a task."""
+        if not _running:
+            return None
+        mine = _running.get(threading.get_ident())
+        if mine is None and len(_running) == 1:
+            mine = next(iter(_running.values()), None)
+        return mine
+
+    def stageId(self) -> int:
+        return self._facts.stage
+
+    def partitionId(self) -> int:
+        return self._facts.partition
+
+    def attemptNumber(self) -> int:
+        """How often this task was tried before."""
+        return self._facts.attempt
+
+    def taskAttemptId(self) -> int:
+        """Unique within the application."""
+        return self._facts.task
+
+    def getLocalProperty(self, key: str) -> str | None:
+        """A local property of the thread that submitted the job, or None."""
+        return self._facts.properties.get(key)
+
+    def cpus(self) -> int:
+        """Cores that the task takes."""
+        return self._facts.cpus
+
+    def cpuAmount(self) -> Decimal:
+        """Cores that the task takes, perhaps a fraction."""
+        facts = self._facts
+        return Decimal(facts.cpus) if facts.cpu_amount is None else facts.cpu_amount
+
+    def resources(self) -> dict[str, ResourceInformation]:
+        return dict(self._facts.resources)
+
+
+def _set(context: TaskContext | None) -> None:
+    """For the runner: this thread runs the task that ``context`` tells of, or none any more."""
+    if context is None:
+        _running.pop(threading.get_ident(), None)
+    else:
+        _running[threading.get_ident()] = context
