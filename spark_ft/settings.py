@@ -194,3 +194,8 @@ def known_keys() -> frozenset[str]:
 def environment(name: str, default: str = "") -> str:
     """The one door to environment variables."""
     return os.environ.get(name, default)
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process to be started: ours with ``changes`` over it."""
+    return {**os.environ, **changes}

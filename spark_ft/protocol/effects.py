@@ -133,6 +133,7 @@ class ChildExited:
     signal: int
     stderr: str = ""
     outputs: tuple[object, ...] = ()
+    registered: bool = False  # a driver had welcomed it: its death is not a failed start
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,15 @@ class ChildStopped:
 
     executor: Incarnation
     stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChildrenSeen:
+    """Answers ``Measure`` in a worker: (executor, CPU seconds so far, stopped) of every live child, and
+    what is free on the disk of the stores."""
+
+    executors: tuple[tuple[Incarnation, float, bool], ...] = ()
+    free_bytes: int = 0
 
 
 # --- Events of the ExecutorCore, from the executor's own threads --------------------------------
@@ -155,16 +165,27 @@ class SlotStarted:
 
 @dataclass(frozen=True, slots=True)
 class SlotEnded:
-    """A slot has ended an attempt."""
+    """A slot has ended an attempt, and begun ``started`` in the same turn when one was queued."""
 
     end: TaskEnd
+    started: TaskId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Answers ``Measure`` in an executor: records so far per running attempt, CPU seconds of the
+    process, anonymous memory in bytes."""
+
+    running: tuple[tuple[TaskId, int], ...] = ()
+    cpu_s: float = 0.0
+    rss_anon_bytes: int = 0
 
 
 Event = (
     Received | PeerGone | Tick
     | JobSubmitted | CancelJobs | Released | ResourcesGranted | ResultLost | Stopping
-    | ChildSpawned | ChildExited | ChildStopped
-    | SlotStarted | SlotEnded
+    | ChildSpawned | ChildExited | ChildStopped | ChildrenSeen
+    | SlotStarted | SlotEnded | Progress
 )  # fmt: skip
 
 
@@ -292,7 +313,8 @@ class RunTask:
 
 @dataclass(frozen=True, slots=True)
 class InterruptTask:
-    """Break a running attempt off: SIGINT now; ``hard`` means SIGKILL to the whole process."""
+    """Break an attempt off: one that still waits in a slot's queue is taken out of it and ends as
+    Killed, a running one gets SIGINT; ``hard`` means SIGKILL to the whole process."""
 
     task: TaskId
     hard: bool = False
@@ -332,11 +354,33 @@ class Exit:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Hand in a ``Progress`` (executor) or a ``ChildrenSeen`` (worker): a beat is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open a link to a peer that this core has been told of."""
+
+    to: Incarnation
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class WatchProcess:
+    """Tell by ``PeerGone`` as soon as this process of this machine has ended."""
+
+    peer: Incarnation
+    pid: int
+
+
 Effect = (
     Send | SendBlob | ClosePeer | Note
     | DeliverResult | MergeAccums | FinishJob
     | SpawnExecutor | KillProcess | DropStores
     | RunTask | InterruptTask | LoadBlob | Forget | LearnHosts | Exit
+    | Measure | Connect | WatchProcess
 )  # fmt: skip
 
 
