@@ -1,0 +1,84 @@
+# Everything a contributor types.  A fresh clone needs python3 (3.11 or later) and make: each target
+# sets up the virtual environment that it needs, and a stamp file makes the next run quick.
+
+SHELL   := /bin/bash
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+RIVAL   := .venv-pyspark
+RIVALOK := $(RIVAL)/.installed
+
+SEED    ?=
+RUNS    ?= 3
+ONLY    ?=
+SCALE   ?= 1
+SECONDS_OF_CHAOS ?= 120
+
+PYTEST  := $(BIN)/python -m pytest
+SEEDED  := $(if $(SEED),--hypothesis-seed=$(SEED),)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo fmt check test test-unit property cluster sim chaos bench big docs clean
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv and install spark_ft into it, editable, with the development tools
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spark_ft needs Python 3.11 or later: make PYTHON=python3.x ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (only when pyproject.toml has changed)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## a real job on real input loses two executors to kill -9 and ends with the right answer
+	$(BIN)/python examples/demo.py
+
+fmt: $(STAMP)  ## sort imports and apply the safe fixes of the linter
+	$(BIN)/ruff check --fix spark_ft chaos tests examples
+
+check: $(STAMP)  ## lint, types (strict), and the rules of the house
+	$(BIN)/ruff check spark_ft chaos tests examples
+	$(BIN)/mypy --strict spark_ft
+	$(PYTEST) -q tests/unit/test_house.py
+
+test: check  ## check, then unit, property and cluster tests: under ten minutes on two cores
+	$(PYTEST) -q tests/unit tests/property tests/cluster
+
+test-unit: $(STAMP)  ## no processes, no sockets, no sleeps
+	$(PYTEST) -q tests/unit
+
+property: $(STAMP)  ## random programs against the plain-list oracle, state machines over the cores
+	$(PYTEST) -q tests/property $(SEEDED)
+
+cluster: $(STAMP)  ## faults, for real, on real processes
+	$(PYTEST) -q tests/cluster
+
+sim: $(STAMP)  ## the state machines and random programs with many more examples (SEED=n to repeat a run)
+	HYPOTHESIS_PROFILE=sim $(PYTEST) -q tests/property $(wildcard tests/unit/scheduler tests/unit/cluster tests/unit/executor) \
+	    --timeout=3600 $(SEEDED)
+
+chaos: $(STAMP)  ## a live kill loop: random executors die every second or so while jobs run (SEED=n)
+	SPARK_FT_CHAOS_SEED=$(SEED) SPARK_FT_CHAOS_S=$(SECONDS_OF_CHAOS) $(PYTEST) -q -s -m chaos tests/chaos --timeout=3600
+
+big: $(STAMP)  ## sort, group and join 2 GB in executors of 256 MB (needs about 8 GB of disk)
+	$(PYTEST) -q -s -m big tests/big --timeout=3600
+
+$(RIVALOK): tests/bench/rival-requirements.txt
+	@test -x $(RIVAL)/bin/python || $(PYTHON) -m venv $(RIVAL)
+	@echo "installing PySpark into $(RIVAL) (once)"
+	@$(RIVAL)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench: $(STAMP) $(RIVALOK)  ## every workload on spark_ft and on PySpark (needs Java 17), in turns: RUNS=3 ONLY="sort join" SCALE=1
+	$(BIN)/python tests/bench/run.py --rival-python $(RIVAL)/bin/python --runs $(RUNS) --scale $(SCALE) \
+	    $(if $(ONLY),--only $(ONLY),)
+
+docs: $(STAMP)  ## check the documentation: links resolve, tables agree with the code, examples run
+	$(PYTEST) -q tests/unit/test_docs.py tests/unit/test_protocol_doc.py
+
+clean:  ## remove what the targets above have made
+	rm -rf $(VENV) $(RIVAL) .cache .hypothesis .pytest_cache build dist *.egg-info spark_ft.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
