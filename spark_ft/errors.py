@@ -18,6 +18,9 @@
         │   ├── BlockMissing │ BlockCorrupt │ BlockIncomplete │ BlockExpired
         │   └── StoreFull
         ├── ProtocolError                  LocalProtocolError: we are wrong; RemoteProtocolError: the peer is
+        ├── InputError
+        │   ├── InputChanged                 not the file that was planned; trying again is pointless
+        │   └── InputCorrupt                 bytes that cannot be read as what they should be
         ├── SerializationError
         ├── SettingsError (ValueError)     BAD_CONFIG
         └── UsageError
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 _TEXTS = {
     "ACCUMULATOR_PARAM_REQUIRED": "No default accumulator param for type <type>.",
     "APPLICATION_NAME_NOT_SET": "An application name must be set in your configuration.",
+    "BROADCAST_DESTROYED": "`<variable>` was destroyed and cannot be used any more.",
     "BROADCAST_VARIABLE_NOT_LOADED": "Broadcast variable `<variable>` not loaded.",
     "CALL_BEFORE_INITIALIZE": "Not supported to call `<func_name>` before initialize <object>.",
     "CONTEXT_ONLY_VALID_ON_DRIVER": (
@@ -243,6 +247,24 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """A peer sent what it must not: costs that peer its message, never us our process."""
+
+
+class InputError(SparkFtError):
+    """A file that a task reads; the text names the file and the offset."""
+
+    default_condition = "INPUT_ERROR"
+
+
+class InputChanged(InputError):
+    """The file is not the one that was planned (gone, other size, other time): never retried."""
+
+    default_condition = "INPUT_CHANGED"
+
+
+class InputCorrupt(InputError):
+    """Truncated, badly encoded or badly compressed."""
+
+    default_condition = "INPUT_CORRUPT"
 
 
 class SerializationError(SparkFtError):
