@@ -15,7 +15,7 @@ Spark's RDD.scala class comment.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from spark_ft.ids import HostId, NodeId
@@ -64,6 +64,10 @@ class Node:
     """A handle on one lineage node; see the module's head for the five properties."""
 
     __slots__ = ("__weakref__", "dependencies", "id", "partitioner", "storage")
+
+    # Element-wise nodes (narrow.py) say what they do to each record, so that a run of them
+    # over one parent becomes one loop; None for every other kind.
+    op: tuple[str, Callable[..., Any]] | None = None
 
     def __init__(
         self,

@@ -1,0 +1,359 @@
+"""The process that owns jobs: SchedulerCore in its host, and everything that gives it life.
+
+    user thread                                I/O thread
+    submit ── shape, blobs ── JobSubmitted ──> SchedulerCore ── Send … ──> executors, workers
+    JobHandle.result <── deliver, finish ───── effects     <── messages ──
+
+The user's threads pickle functions and unpickle results; the I/O thread only schedules, so user
+code can neither stop nor break it.  Each shuffle's functions are pickled once, when a job first
+needs them, and stay as they were then: a lost output is rebuilt by the very code that wrote it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import secrets
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spark_ft import accumulators, closures
+from spark_ft.clock import BootClock, wall_ms
+from spark_ft.cluster.local import LocalCluster
+from spark_ft.driver.eventlog import EventLog
+from spark_ft.driver.handle import JobHandle
+from spark_ft.errors import ClusterError, FetchError
+from spark_ft.ids import (
+    AppId,
+    BlobId,
+    Generation,
+    HostId,
+    Incarnation,
+    JobId,
+    NodeId,
+    ShuffleId,
+    new_incarnation,
+)
+from spark_ft.lineage.dependency import ShuffleDependency
+from spark_ft.lineage.node import Node
+from spark_ft.lineage.shape import shape_of
+from spark_ft.log import get_logger
+from spark_ft.protocol.effects import (
+    CancelJobs,
+    DeliverResult,
+    Effect,
+    Event,
+    FinishJob,
+    JobFailure,
+    JobSubmitted,
+    LearnHosts,
+    MergeAccums,
+    Note,
+    Released,
+    ResultLost,
+    Send,
+    SendBlob,
+    Stopping,
+)
+from spark_ft.protocol.messages import BlockRef, FetchFailed, StageBlob
+from spark_ft.scheduler.core import SchedulerCore
+from spark_ft.settings import Settings
+from spark_ft.storage.blocks import StoreReader, StoreWriter, pack_block, serve
+from spark_ft.transport.blocks import BlockClient, BlockServer, RemoteFetch
+from spark_ft.transport.host import Host
+
+DRIVER_HOST = HostId("driver")
+_INLINE_BLOB = 1 << 20  # larger stage blobs stand in the driver's store
+
+log = get_logger(__name__)
+
+
+class Driver:
+    """Runs jobs on a cluster of its own making.  All methods may be called from any thread.
+
+    Raises SettingsError for a bad master or setting, ClusterError when processes cannot be
+    started; nothing is left behind then.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        executor_env: Mapping[str, str] | None = None,
+        observers: Sequence[Callable[[str, Mapping[str, object]], None]] = (),
+    ) -> None:
+        self.settings = settings
+        self.me: Incarnation = new_incarnation("driver")
+        self.start_ms = wall_ms()
+        self.cluster = LocalCluster(settings, executor_env or {})
+        self.app_id = AppId(settings.app_id or self.cluster.new_app_id(self.start_ms))
+        self.default_parallelism = settings.default_parallelism or self.cluster.parallelism
+        self._observers = tuple(observers)
+        self._token = secrets.token_bytes(16)
+        self._jobs: dict[JobId, JobHandle] = {}
+        self._job_ids = itertools.count()
+        self._blob_ids = itertools.count()
+        self._blobs: dict[BlobId, StageBlob] = {}
+        self._shuffle_blobs: dict[ShuffleId, BlobId] = {}
+        self._merges: list[tuple[tuple[int, bytes], ...]] = []
+        self._lock = threading.RLock()
+        self._writer: StoreWriter | None = None
+        self._client: BlockClient | None = None
+        self._hosts: dict[HostId, str] = {}
+        self._stopped = False
+        self._owner_pid = os.getpid()
+
+        self.scratch: Path = self.cluster.make_scratch(self.app_id)
+        log_dir = Path(settings.event_log_dir) if settings.event_log_dir else self.scratch
+        name = f"{self.app_id}.jsonl" if settings.event_log_dir else "events.jsonl"
+        self._events = EventLog(log_dir / name) if settings.event_log else None
+        self.event_log_path = log_dir / name
+        self._roots: dict[HostId, Path] = {DRIVER_HOST: self.scratch / "driver"}
+        self._reader = StoreReader(self._roots)
+        self._server = BlockServer(self.cluster.endpoint("driver-data"), self._token, serve(self._reader))
+        self._core = SchedulerCore(settings, self.me, self.app_id)
+        self._host = Host(
+            self._core,
+            self.me,
+            token=self._token,
+            clock=BootClock(),
+            perform=self._perform,
+            bind=self.cluster.endpoint("driver"),
+            max_message_bytes=settings.max_message_bytes,
+            on_error=self._core_failed,
+        )
+        try:
+            self._server.start()
+            self._hosts[DRIVER_HOST] = self._server.endpoint
+            self._core.learn_hosts({DRIVER_HOST: self._server.endpoint})
+            self._note("application_start", {"app": self.app_id, "name": settings.app_name, "pid": os.getpid()})
+            self.cluster.start(self._host, self.me, self.app_id, self._token, self.scratch)
+            self._thread = threading.Thread(target=self._host.run, name="spark-ft-driver", daemon=True)
+            self._thread.start()
+            self.cluster.wait_until_up()
+        except BaseException:
+            self.stop()
+            raise
+
+    # --- Jobs ---
+
+    def submit(
+        self,
+        node: Node,
+        function: Callable[[int, Iterator[Any]], Any],
+        partitions: Sequence[int] | None = None,
+        *,
+        name: str = "",
+        properties: Mapping[str, str] | None = None,
+        pool: str = "default",
+        group: str | None = None,
+        tags: frozenset[str] = frozenset(),
+    ) -> JobHandle:
+        """Start a job: ``function(partition index, iterator)`` on the given partitions of ``node``.
+
+        Raises pickle.PicklingError, before anything runs, when a function cannot be pickled.
+        """
+        self._check_running()
+        shape = shape_of(node)
+        chosen = tuple(range(shape.nodes[node.id].partition_count) if partitions is None else partitions)
+        blob = self._add_blob(closures.dump_stage(node, function, None))
+        job = JobId(next(self._job_ids))
+        handle = JobHandle(
+            job,
+            chosen,
+            read_block=self.read_block,
+            cancel=lambda job_id, reason: self._host.post(CancelJobs(job=job_id, reason=reason)),
+            result_lost=lambda job_id, part, text: self._host.post(ResultLost(job_id, part, text)),
+            settle=self.settle_accumulators,
+            close=lambda job_id: self._close_job(job_id, blob),
+            max_result_bytes=self.settings.max_result_bytes,
+        )
+        event = JobSubmitted(
+            job, shape, chosen, blob, self._blobs_of_shuffles(node), name, pool, group, tags, properties or {}
+        )
+        self._jobs[job] = handle
+        self._host.post(event)
+        return handle
+
+    def cancel(
+        self,
+        job: JobId | None = None,
+        group: str | None = None,
+        tag: str | None = None,
+        reason: str = "cancelled",
+    ) -> None:
+        """Cancel one job, a group, a tag, or everything."""
+        self._host.post(CancelJobs(job, group, tag, reason))
+
+    def _close_job(self, job: JobId, blob: BlobId) -> None:
+        if self._jobs.pop(job, None) is not None and not self._stopped:
+            self._blobs.pop(blob, None)
+            self._host.post(Released(blobs=(blob,)))
+
+    def _add_blob(self, payload: bytes) -> BlobId:
+        blob = BlobId(next(self._blob_ids))
+        if len(payload) <= _INLINE_BLOB:
+            self._blobs[blob] = StageBlob(blob, payload)
+        else:
+            view = memoryview(payload)
+            chunks = (bytes(view[i : i + _INLINE_BLOB]) for i in range(0, len(view), _INLINE_BLOB))
+            self._blobs[blob] = StageBlob(blob, block=self.put_block("blob", b"%d" % blob, chunks))
+        return blob
+
+    def _blobs_of_shuffles(self, target: Node) -> dict[ShuffleId, BlobId]:
+        """The stage blob of every shuffle that ``target`` rests on, pickled now if never before."""
+        found: dict[ShuffleId, BlobId] = {}
+        seen = {target.id}
+        stack = [target]
+        while stack:
+            for dependency in stack.pop().dependencies:
+                parent = dependency.parent
+                assert parent is not None
+                if isinstance(dependency, ShuffleDependency) and dependency.shuffle not in found:
+                    dependency.map_count = parent.partition_count
+                    with self._lock:
+                        blob = self._shuffle_blobs.get(dependency.shuffle)
+                        if blob is None:
+                            blob = self._add_blob(closures.dump_stage(parent, None, dependency))
+                            self._shuffle_blobs[dependency.shuffle] = blob
+                    found[dependency.shuffle] = blob
+                if parent.id not in seen:
+                    seen.add(parent.id)
+                    stack.append(parent)
+        return found
+
+    def settle_accumulators(self) -> None:
+        """Apply the updates that have come in; in the calling thread, because user code may do it."""
+        while self._merges:
+            with self._lock:
+                updates = self._merges.pop(0) if self._merges else ()
+            accumulators.merge(updates)
+
+    # --- Blocks ---
+
+    def put_block(self, kind: str, name: bytes, chunks: Iterable[bytes]) -> BlockRef:
+        """Write a block into the driver's own store.  Raises StoreFull."""
+        with self._lock:
+            if self._writer is None:
+                self._writer = StoreWriter(
+                    self._roots[DRIVER_HOST] / "stores" / self.me,
+                    DRIVER_HOST,
+                    segment_bytes=self.settings.segment_bytes,
+                    transaction_bytes=self.settings.transaction_bytes,
+                )
+            return self._writer.put_block(kind, name, chunks)
+
+    def drop_block(self, ref: BlockRef) -> None:
+        """Give back the space of a block of the driver's own store."""
+        with self._lock:
+            if self._writer is not None and not self._stopped:
+                self._writer.drop_blocks([ref])
+
+    def read_block(self, ref: BlockRef) -> bytes:
+        """The bytes of any block in the cluster, verified.  Raises FetchError, StorageError."""
+        if ref.host in self._roots:
+            return b"".join(self._reader.block(ref))
+        with self._lock:
+            if self._client is None:
+                self._client = BlockClient(
+                    self._token,
+                    self._hosts,
+                    window_bytes=self.settings.fetch_window_bytes,
+                    timeout_s=self.settings.fetch_timeout_s,
+                    retries=self.settings.fetch_retries,
+                    rng=random.Random(self.me),
+                )
+            try:
+                return b"".join(piece for _, piece in self._client.fetch([(ref.host, pack_block(ref))]))
+            except RemoteFetch as error:
+                lost = FetchFailed(
+                    ShuffleId(-1), Generation(0), -1, ref.host, ref.store, error.evidence, error.text, ref
+                )
+                raise FetchError(lost) from error
+
+    def release(
+        self,
+        shuffles: Iterable[ShuffleId] = (),
+        nodes: Iterable[NodeId] = (),
+        broadcasts: Iterable[int] = (),
+    ) -> None:
+        """The program no longer refers to these.  Safe from finalizers: it only posts an event."""
+        if self._stopped:
+            return
+        gone = tuple(shuffles)
+        blobs = tuple(b for b in (self._shuffle_blobs.pop(s, None) for s in gone) if b is not None)
+        self._host.post(Released(gone, tuple(nodes), blobs, tuple(broadcasts)))
+
+    # --- I/O thread ---
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case DeliverResult():
+                if (handle := self._jobs.get(effect.job)) is not None:
+                    if effect.accums:
+                        self._merges.append(effect.accums)
+                    handle.deliver(effect.partition, effect.result)
+            case FinishJob():
+                if (handle := self._jobs.get(effect.job)) is not None:
+                    handle.finish(effect.failure)
+            case MergeAccums():
+                self._merges.append(effect.accums)
+            case Note():
+                self._note(effect.kind, effect.fields)
+            case SendBlob():
+                if (blob := self._blobs.get(effect.blob)) is not None:
+                    self._host.send(Send(effect.to, blob))
+            case LearnHosts():
+                self._hosts.update({HostId(host): endpoint for host, endpoint in effect.hosts.items()})
+            case _:
+                raise AssertionError(f"a scheduler does not ask for {effect!r}")
+
+    def _note(self, kind: str, fields: Mapping[str, object]) -> None:
+        if self._events is not None:
+            self._events.write(kind, fields)
+        for observer in self._observers:
+            observer(kind, fields)
+
+    def _core_failed(self, error: BaseException, event: Event) -> None:
+        """The scheduler met what it never should: every job ends with that, nothing hangs (DR-10)."""
+        text = f"internal error in the scheduler at {event!r}:\n{traceback.format_exc()}"
+        log.error("%s", text)
+        self._note("internal_error", {"text": text})
+        for handle in list(self._jobs.values()):
+            handle.finish(JobFailure("INTERNAL_ERROR", text))
+
+    # --- End ---
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise ClusterError("This application has been stopped; make a new SparkContext.")
+
+    def stop(self) -> None:
+        """End every job and process of this application; idempotent, at most 2 s."""
+        if self._stopped or os.getpid() != self._owner_pid:
+            return
+        self._stopped = True
+        thread = getattr(self, "_thread", None)
+        if thread is not None:
+            self._host.post(Stopping())
+        self.cluster.stop()
+        self._host.stop()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(1.0)
+        for handle in list(self._jobs.values()):
+            handle.finish(JobFailure("JOB_CANCELLED", "the application was stopped"))
+        self._server.stop()
+        if self._client is not None:
+            self._client.close()
+        if self._writer is not None:
+            self._writer.close()
+        self._reader.close()
+        self._note("application_end", {"app": self.app_id})
+        if self._events is not None:
+            self._events.close()
+        self.cluster.remove_scratch()
+        sys.stdout.flush()

@@ -1,0 +1,186 @@
+"""What a task may reach of its process: stores, shuffles, memory, and places to spill.
+
+``ProcessEnv`` lives as long as the executor; ``Env`` as long as one task.  The budget of a task is a
+share of the executor's memory that is fixed when the executor starts: spill points depend on the
+task's records and on this number, never on live memory, so that a task run twice writes the same
+bytes (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spark_ft import rows
+from spark_ft.errors import FetchError
+from spark_ft.ids import Generation, HostId, Incarnation, ShuffleId
+from spark_ft.lineage.dependency import Aggregator, ShuffleDependency
+from spark_ft.lineage.node import Replayable
+from spark_ft.protocol.messages import BlockRef, FetchFailed, MapOutputs
+from spark_ft.settings import Settings
+from spark_ft.shuffle import merge
+from spark_ft.shuffle.reader import ShuffleReader
+from spark_ft.storage.blocks import StoreReader, StoreWriter, pack_block
+from spark_ft.storage.memory import MemoryStore
+from spark_ft.transport.blocks import BlockClient, RemoteFetch
+
+_BATCH = 1024  # records that go together where an iterator is cut into batches
+
+
+def batches_of(records: Iterator[Any], size: int = _BATCH) -> Iterator[list[Any]]:
+    """Cut an iterator into lists of ``size`` records."""
+    while batch := list(itertools.islice(records, size)):
+        yield batch
+
+
+class ProcessEnv:
+    """One executor's stores and memory.  Opened on first use, never before a fork."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        me: Incarnation,
+        host: HostId,
+        root: Path,
+        roots: Mapping[HostId, Path],
+        token: bytes,
+    ) -> None:
+        self.settings, self.me, self.host, self.root = settings, me, host, root
+        self._token = token
+        self.hosts: dict[HostId, str] = {}
+        share = int(settings.executor_memory_bytes * settings.memory_fraction)
+        execution = int(share * (1 - settings.storage_fraction)) // settings.executor_cores
+        self.budget_bytes = min(execution, settings.python_worker_memory_bytes)
+        self.memory = MemoryStore(int(share * settings.storage_fraction))
+        self.spill_dir = root / "tmp" / me
+        self.reader = StoreReader(roots)
+        self.reachable = frozenset(roots)
+        self._writer: StoreWriter | None = None
+        self._client: BlockClient | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def transaction_bytes(self) -> int:
+        """Dirty pages that LMDB may hold count as the task's memory too."""
+        return max(1 << 20, min(self.settings.transaction_bytes, self.budget_bytes // 8))
+
+    def writer(self) -> StoreWriter:
+        """This process's own store."""
+        with self._lock:
+            if self._writer is None:
+                self._writer = StoreWriter(
+                    self.root / "stores" / self.me,
+                    self.host,
+                    segment_bytes=self.settings.segment_bytes,
+                    transaction_bytes=self.transaction_bytes,
+                )
+            return self._writer
+
+    def client(self) -> BlockClient:
+        """Reads from other hosts' block servers."""
+        with self._lock:
+            if self._client is None:
+                self._client = BlockClient(
+                    self._token,
+                    self.hosts,
+                    window_bytes=min(self.settings.fetch_window_bytes, max(1 << 20, self.budget_bytes // 4)),
+                    timeout_s=self.settings.fetch_timeout_s,
+                    retries=self.settings.fetch_retries,
+                    rng=random.Random(self.me),
+                )
+            return self._client
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if self._client is not None:
+            self._client.close()
+
+
+class Env:
+    """The TaskEnv of one task (lineage/node.py)."""
+
+    def __init__(self, process: ProcessEnv, outputs: Sequence[MapOutputs]) -> None:
+        self.process = process
+        self._outputs: dict[ShuffleId, MapOutputs] = {item.shuffle: item for item in outputs}
+        self._shuffle = ShuffleReader(process.reader, process.client, process.reachable)
+        self._budget, self._spill_dir = process.budget_bytes, process.spill_dir
+        self.record_count = 0  # read from shuffles so far: the task's progress
+
+    def _pairs(self, dependency: ShuffleDependency, partition: int) -> Iterator[list[Any]]:
+        for batch in self._shuffle.pairs(self._outputs[dependency.shuffle], partition):
+            self.record_count += len(batch)
+            yield batch
+
+    def read_shuffle(self, dependency: ShuffleDependency, partition: int) -> Iterator[Any]:
+        pairs = self._pairs(dependency, partition)
+        if dependency.aggregator is not None:
+            merged = merge.merge_combiners if dependency.map_side_combine else merge.combine
+            return merged(pairs, dependency.aggregator, self._budget, self._spill_dir)
+        if dependency.group:
+            return merge.group(pairs, self._budget, self._spill_dir)
+        if dependency.ordering is not None:
+            ordering = dependency.ordering
+            return merge.sort(pairs, _record_key(ordering.key), not ordering.ascending, self._budget, self._spill_dir)
+        return itertools.chain.from_iterable(pairs)
+
+    def cogroup(self, sides: Sequence[Iterator[Any]]) -> Iterator[tuple[Any, tuple[Replayable, ...]]]:
+        return merge.cogroup([batches_of(side) for side in sides], self._budget, self._spill_dir)
+
+    def combine(self, pairs: Iterator[Any], aggregator: Aggregator) -> Iterator[Any]:
+        return merge.combine(batches_of(pairs), aggregator, self._budget, self._spill_dir)
+
+    def group(self, pairs: Iterator[Any]) -> Iterator[tuple[Any, Replayable]]:
+        return merge.group(batches_of(pairs), self._budget, self._spill_dir)
+
+    def sort(self, records: Iterator[Any], key: Any, reverse: bool) -> Iterator[Any]:
+        return merge.sort(batches_of(records), key, reverse, self._budget, self._spill_dir)
+
+    def spool(self, records: Iterator[Any]) -> Replayable:
+        return merge.spool(batches_of(records), self._budget, self._spill_dir)
+
+    # --- Blocks ---
+
+    def block_pieces(self, block: BlockRef) -> Iterator[bytes]:
+        """The bytes of a block, piece by piece, from wherever it is.  Raises FetchError."""
+        try:
+            if block.host in self.process.reachable:
+                yield from (bytes(piece) for piece in self.process.reader.block(block))
+            else:
+                for _, piece in self.process.client().fetch([(block.host, pack_block(block))]):
+                    yield piece
+        except RemoteFetch as error:
+            raise _block_failed(block, error.evidence, error.text) from error
+
+    def read_block(self, block: BlockRef) -> bytes:
+        return b"".join(self.block_pieces(block))
+
+    def write_block(
+        self, kind: str, name: bytes, chunks: Iterable[bytes], store: StoreWriter | None = None
+    ) -> BlockRef:
+        """Keep a block in this process's store (or in ``store``): whole, or not at all."""
+        return (store or self.process.writer()).put_block(kind, name, chunks)
+
+    def read_rows(self, block: BlockRef) -> Iterator[Any]:
+        """The records of a block of batches."""
+        return itertools.chain.from_iterable(rows.iter_batches(self.read_block(block)))
+
+
+def _record_key(key: Any) -> Any:
+    if key is None:
+        return _first
+    return lambda record: key(record[0])
+
+
+def _first(record: Any) -> Any:
+    return record[0]
+
+
+def _block_failed(block: BlockRef, evidence: str, text: str) -> FetchError:
+    return FetchError(
+        FetchFailed(ShuffleId(-1), Generation(0), -1, block.host, block.store, evidence, text, block)
+    )

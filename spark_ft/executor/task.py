@@ -1,0 +1,458 @@
+"""One task from bytes to its end: a ShuffleMapTask writes a map output, a ResultTask answers.
+
+    blob ──load_stage──> nodes ──pipeline──> iterator ──┬─ write_map_output ──> MapStatus
+                                                         └─ function ──> result, inline or stored
+
+The pipeline is built bottom-up with an explicit stack, so depth of lineage costs no recursion:
+runs of element-wise nodes become one loop, persisted partitions are looked up before anything is
+computed, and a chain of iterators that would nest too deep is cut by a spool.
+
+Nothing that user code does gets past ``TaskRunner.run``: it answers a ``TaskEnd`` whatever happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import threading
+import traceback as tracebacks
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spark_ft import accumulators, broadcast, closures, failpoints, files, interrupts, rows
+from spark_ft.clock import perf_s
+from spark_ft.errors import BlockCorrupt, FetchError, InputChanged, StorageError, StoreFull
+from spark_ft.executor.env import Env, ProcessEnv, batches_of
+from spark_ft.ids import BlobId, HostId, Incarnation, NodeId
+from spark_ft.lineage.dependency import NarrowDependency, OneToOne
+from spark_ft.lineage.narrow import fuse
+from spark_ft.lineage.node import Node
+from spark_ft.protocol.effects import Forget, LearnHosts, LoadBlob, RunTask
+from spark_ft.protocol.messages import (
+    BlockRef,
+    CachedBlock,
+    EndReason,
+    HostError,
+    InlineResult,
+    Killed,
+    Launch,
+    LaunchTasks,
+    NotLoadable,
+    StoredResult,
+    Success,
+    TaskEnd,
+    UserError,
+)
+from spark_ft.settings import Settings
+from spark_ft.shuffle.spill import estimate_bytes
+from spark_ft.shuffle.writer import write_map_output
+from spark_ft.storage.blocks import OutputKey
+from spark_ft.taskcontext import TaskContext
+
+_DEPTH_MAX = 100  # iterators nested in one another; each may need several frames
+_CHUNK = 1 << 20
+_TEXT_MAX = 16 << 10  # of an error's own words
+
+
+class TaskRunner:
+    """Runs this executor's tasks.  ``run`` is called by the slot's thread, all else by the I/O thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        me: Incarnation,
+        host: HostId,
+        roots: dict[HostId, Path],
+        root: Path,
+        token: bytes,
+    ) -> None:
+        self._settings = settings
+        self._env = ProcessEnv(settings, me, host, root, roots, token)
+        self._blobs: dict[BlobId, LoadBlob] = {}
+        self._stages: dict[BlobId, closures.Stage] = {}
+        self._results: dict[BlobId, list[BlockRef]] = {}
+        self._lock = threading.RLock()
+        self._current: Env | None = None
+        broadcast.set_loader(Env(self._env, ()).read_block)
+
+    # --- I/O thread ---
+
+    def load(self, blob: LoadBlob) -> None:
+        self._blobs[blob.blob] = blob
+
+    def forget(self, what: Forget) -> None:
+        with self._lock:
+            for node in what.nodes:
+                self._env.memory.drop(node)
+            stale = [ref for blob in what.blobs for ref in self._results.pop(blob, ())]
+            for blob in what.blobs:
+                self._blobs.pop(blob, None)
+                self._stages.pop(blob, None)
+        for shared in what.broadcasts:
+            broadcast.forget(shared)
+        if stale:
+            self._env.writer().drop_blocks(stale)
+
+    def learn(self, hosts: LearnHosts) -> None:
+        self._env.hosts.update({HostId(host): endpoint for host, endpoint in hosts.hosts.items()})
+
+    def progress(self) -> int:
+        """Records that the running task has read from shuffles so far."""
+        current = self._current
+        return current.record_count if current else 0
+
+    def close(self) -> None:
+        self._env.close()
+
+    # --- Slot ---
+
+    def run(self, run: RunTask) -> TaskEnd:
+        launch = run.launch.tasks[run.index]
+        attempt = _Attempt(self._env, run, self._lock)
+        self._current = attempt.env
+        started_s = perf_s()
+        accumulators.begin_task()
+        try:
+            with interrupts.armed():
+                reason = self._attempt(run.launch, launch, attempt)
+        except interrupts.TaskKilled:
+            reason = Killed("killed by the driver")
+        except BaseException as error:  # whatever user code raises ends the task, not the executor
+            reason = _reason(error)
+        finally:
+            TaskContext._set(None)
+            self._current = None
+        updates = accumulators.take_updates() if isinstance(reason, Success) else ()
+        return TaskEnd(
+            launch.task,
+            reason,
+            updates if run.launch.output is None else (),
+            tuple(attempt.cached),
+            tuple(attempt.dropped),
+            perf_s() - started_s,
+            attempt.env.record_count,
+        )
+
+    def _attempt(self, stage_launch: LaunchTasks, launch: Launch, attempt: _Attempt) -> EndReason:
+        TaskContext._set(
+            TaskContext(
+                stage_launch.stage,
+                launch.partition,
+                launch.attempt,
+                launch.task,
+                dict(stage_launch.properties),
+                cpus=1,
+            )
+        )
+        files.ensure(stage_launch.properties, attempt.env)
+        try:
+            stage = self._stage(stage_launch.blob, attempt.env)
+        except (interrupts.TaskKilled, FetchError):
+            raise
+        except BaseException as error:  # user modules may do anything when they are imported
+            return NotLoadable(type(error).__name__, _words(error), _trace(error))
+        records = attempt.pipeline(stage.target, launch.partition)
+        if stage_launch.output is None:
+            assert stage.function is not None
+            return Success(result=self._result(stage_launch, launch, stage.function, records))
+        assert stage.output is not None
+        key = OutputKey(
+            stage.output.fingerprint, stage_launch.output.generation, launch.partition, launch.task
+        )
+        status = write_map_output(
+            records,
+            stage.output,
+            self._env.writer(),
+            key,
+            budget_bytes=self._env.budget_bytes,
+            spill_dir=self._env.spill_dir,
+            accums=accumulators.take_updates,
+            codec_compress=self._settings.compress,
+        )
+        failpoints.hit("after_manifest_before_report")
+        return Success(output=status)
+
+    def _stage(self, blob_id: BlobId, env: Env) -> closures.Stage:
+        stage = self._stages.get(blob_id)
+        if stage is None:
+            blob = self._blobs[blob_id]
+            payload = blob.payload if blob.block is None else env.read_block(blob.block)
+            stage = self._stages[blob_id] = closures.load_stage(payload)
+        return stage
+
+    def _result(
+        self,
+        stage_launch: LaunchTasks,
+        launch: Launch,
+        function: Callable[[int, Iterator[Any]], Any],
+        records: Iterator[Any],
+    ) -> InlineResult | StoredResult:
+        answer = function(launch.partition, records)
+        try:
+            payload = closures.dumps(answer)
+        except (interrupts.TaskKilled, MemoryError):
+            raise
+        except BaseException as error:  # the user's own __reduce__ may raise anything
+            raise _Unpicklable(f"{type(error).__name__}: {error}") from error
+        if len(payload) <= self._settings.inline_result_bytes:
+            return InlineResult(payload)
+        view = memoryview(payload)
+        chunks = (bytes(view[i : i + _CHUNK]) for i in range(0, len(view), _CHUNK))
+        ref = self._env.writer().put_block("result", b"%d" % launch.task, chunks)
+        self._results.setdefault(stage_launch.blob, []).append(ref)
+        return StoredResult(ref)
+
+
+class _Unpicklable(Exception):
+    """A task's answer cannot be pickled: another attempt would fare no better."""
+
+
+class _Attempt:
+    """The pipeline of one attempt, and what it puts into the cache on the way."""
+
+    def __init__(self, process: ProcessEnv, run: RunTask, lock: threading.RLock) -> None:
+        self.env = Env(process, run.outputs)
+        self.cached: list[CachedBlock] = []
+        self.dropped: list[tuple[NodeId, int]] = []
+        self._process, self._lock = process, lock
+        on_disk = run.launch.tasks[run.index].cached
+        self._on_disk = {(c.node, c.partition): c.block for c in on_disk if c.block is not None}
+
+    def pipeline(self, target: Node, partition: int) -> Iterator[Any]:
+        """The records of one partition.
+
+        Post-order over (node, partition) with an explicit stack.  A pair that several children
+        need is computed for each of them, as Spark does, unless that would grow without bound
+        (``zip`` of an RDD with itself, thirty times over): then it is computed once and shared.
+        """
+        plan = _plan(target, partition, self._held)
+        ready: dict[tuple[NodeId, int], list[tuple[Iterator[Any], int]]] = {}
+        for step in plan:
+            inputs = [ready[key].pop() for key in reversed(step.inputs)][::-1]
+            depth = max((d for _, d in inputs), default=0) + step.weight
+            sources = [source for source, _ in inputs]
+            if depth > _DEPTH_MAX and sources:
+                sources = [iter(self.env.spool(source)) for source in sources]
+                depth = step.weight
+            node, index = step.node, step.partition
+            records = step.held() if step.held else None
+            if records is None and step.persisted and (again := self._held(node, index)):
+                records = again()  # an earlier step of this very task has kept it
+            if records is None:
+                if step.run is not None:
+                    records = fuse(step.run, sources[0])
+                else:
+                    records = iter(node.compute(index, sources, self.env))
+                if step.persisted:
+                    records, depth = self._keep(node, index, records), 1
+            copies = itertools.tee(records, step.uses) if step.uses > 1 else (records,)
+            ready.setdefault((node.id, index), []).extend((copy, depth) for copy in copies)
+        return ready[(target.id, partition)].pop()[0]
+
+    # --- Persisted partitions ---
+
+    def _held(self, node: Node, partition: int) -> Callable[[], Iterator[Any]] | None:
+        """How to read a persisted partition that is here already, as often as needed."""
+        with self._lock:
+            found = self._process.memory.get(node.id, partition)
+        if found is not None:
+            return found.__iter__
+        block = self._on_disk.get((node.id, partition))
+        return None if block is None else partial(self._from_disk, block)
+
+    def _from_disk(self, block: BlockRef) -> Iterator[Any]:
+        try:
+            yield from self.env.read_rows(block)
+        except BlockCorrupt as error:
+            raise _corrupt(block, error) from error
+
+    def _keep(self, node: Node, partition: int, records: Iterator[Any]) -> Iterator[Any]:
+        """Compute a persisted partition whole and hold it as its level says."""
+        level = node.storage
+        if not level.useMemory:
+            return self._write(node, partition, records)
+        budget = self._process.memory.budget_bytes
+        held: list[Any] = []
+        size = 0
+        for batch in batches_of(records):
+            held += batch
+            size += estimate_bytes(batch)
+            if size > budget:
+                rest = itertools.chain(held, records)
+                return self._write(node, partition, rest) if level.useDisk else rest
+        with self._lock:
+            evicted = self._process.memory.put(node.id, partition, held, size, level.useDisk)
+        self.cached.append(CachedBlock(node.id, partition, size))
+        for old in evicted:
+            self.dropped.append((old.node, old.partition))
+            if old.use_disk:
+                block = self._store(old.node, old.partition, iter(old.records))
+                self.cached.append(CachedBlock(old.node, old.partition, block.size_bytes, block))
+        return iter(held)
+
+    def _write(self, node: Node, partition: int, records: Iterator[Any]) -> Iterator[Any]:
+        block = self._store(node.id, partition, records)
+        self.cached.append(CachedBlock(node.id, partition, block.size_bytes, block))
+        return self._from_disk(block)
+
+    def _store(self, node: NodeId, partition: int, records: Iterator[Any]) -> BlockRef:
+        chunks = (rows.encode(batch) for batch in batches_of(records))
+        return self.env.write_block("rdd", b"%d.%d" % (node, partition), chunks)
+
+
+class _Step:
+    """One iterator to build: a node's partition, or a whole run of element-wise nodes at its top."""
+
+    __slots__ = ("held", "inputs", "node", "partition", "persisted", "run", "uses", "weight")
+
+    def __init__(self, node: Node, partition: int) -> None:
+        self.node, self.partition = node, partition
+        self.inputs: list[tuple[NodeId, int]] = []
+        self.run: list[tuple[str, Callable[..., Any]]] | None = None
+        self.persisted = _is_persisted(node)
+        self.held: Callable[[], Iterator[Any]] | None = None
+        self.uses, self.weight = 0, 1
+
+
+def _is_persisted(node: Node) -> bool:
+    return node.storage.useMemory or node.storage.useDisk
+
+
+def _plan(target: Node, partition: int, held: Callable[[Node, int], Callable[[], Iterator[Any]] | None]) -> list[_Step]:
+    """The steps that build ``target``'s partition, inputs first.  Linear in distinct (node, partition)."""
+    steps: dict[tuple[NodeId, int], _Step] = {}
+    order: list[_Step] = []
+    stack: list[tuple[Node, int, bool]] = [(target, partition, False)]
+    children: dict[tuple[NodeId, int], list[tuple[Node, int]]] = {}
+    while stack:
+        node, index, done = stack.pop()
+        key = (node.id, index)
+        if done:
+            order.append(steps[key])
+            continue
+        if key in steps:
+            continue
+        step = steps[key] = _Step(node, index)
+        below: list[tuple[Node, int]] = []
+        if step.persisted:
+            step.held = held(node, index)
+        if step.held is None:
+            top = node
+            run = []
+            while top.op is not None and (top is node or not _is_persisted(top)):
+                run.append(top.op)
+                below_it = top.dependencies[0]
+                assert isinstance(below_it, NarrowDependency)
+                top = below_it.parent
+            if run:
+                step.run = run[::-1]
+                step.weight = min(len(run), 32)
+                below = [(top, index)]
+            else:
+                below = [
+                    (d.parent, p)
+                    for d in node.dependencies
+                    if isinstance(d, NarrowDependency)
+                    for p in d.mapping.parents(index)
+                ]
+        children[key] = below
+        step.inputs = [(n.id, p) for n, p in below]
+        stack.append((node, index, True))
+        stack.extend((n, p, False) for n, p in below if (n.id, p) not in steps)
+    return _unfold(order, steps, (target.id, partition))
+
+
+def _unfold(
+    order: list[_Step], steps: dict[tuple[NodeId, int], _Step], target: tuple[NodeId, int]
+) -> list[_Step]:
+    """Repeat each step as often as it is needed, or mark it shared where that would explode."""
+    size: dict[tuple[NodeId, int], int] = {}
+    for step in order:
+        size[(step.node.id, step.partition)] = 1 + sum(size[key] for key in step.inputs)
+    if size[target] == len(order):
+        for step in order:
+            step.uses = 1
+        return order
+    if size[target] > 4 * len(order) + 64:
+        for step in order:
+            for key in step.inputs:
+                steps[key].uses += 1
+        steps[target].uses = 1
+        return order
+    unfolded: list[_Step] = []
+    stack: list[tuple[tuple[NodeId, int], bool]] = [(target, False)]
+    while stack:
+        key, done = stack.pop()
+        if done:
+            steps[key].uses = 1
+            unfolded.append(steps[key])
+            continue
+        stack.append((key, True))
+        stack.extend((child, False) for child in reversed(steps[key].inputs))
+    return unfolded
+
+
+# --- How a task failed --------------------------------------------------------------------------
+
+
+def _reason(error: BaseException) -> EndReason:
+    match error:
+        case FetchError():
+            return error.failed
+        case StoreFull():
+            return HostError("STORAGE_FULL", str(error), error.needed_bytes, error.free_bytes)
+        case InputChanged():
+            return UserError(
+                type(error).__name__, _words(error), _trace(error), error.getCondition() or "", False
+            )
+        case _Unpicklable():
+            text = f"the task's result cannot be pickled: {error}"
+            return UserError("PicklingError", text, _trace(error), "RESULT_NOT_SERIALIZABLE", False)
+        case SystemExit() | KeyboardInterrupt() | GeneratorExit():
+            code = error.code if isinstance(error, SystemExit) else ""
+            return UserError(
+                type(error).__name__, f"USER_CODE_EXITED({code})", _trace(error), "USER_CODE_EXITED"
+            )
+    return UserError(type(error).__name__, _words(error), _trace(error))
+
+
+def _corrupt(block: BlockRef, error: StorageError) -> FetchError:
+    from spark_ft.executor.env import _block_failed
+
+    return _block_failed(block, "corrupt", str(error))
+
+
+def _words(error: BaseException) -> str:
+    return _guarded(lambda: str(error), f"<{type(error).__name__} whose text cannot be had>")[:_TEXT_MAX]
+
+
+def _trace(error: BaseException) -> str:
+    def render() -> str:
+        return "".join(tracebacks.format_exception(error))
+
+    bare = f"{type(error).__name__} (its traceback cannot be rendered)"
+    return _guarded(render, bare)[-4 * _TEXT_MAX :]
+
+
+def _guarded(render: Callable[[], str], fallback: str) -> str:
+    """User code inside ``__str__`` may raise or hang (TK-10): two seconds, then the fallback."""
+
+    def expired(*_: object) -> None:
+        raise TimeoutError
+
+    main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGALRM, expired) if main else None
+    try:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, 2.0)
+        return render().encode("utf-8", "backslashreplace").decode("utf-8")
+    except BaseException:  # whatever the user's own code raised
+        return fallback
+    finally:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            with contextlib.suppress(ValueError):
+                signal.signal(signal.SIGALRM, previous)
