@@ -1,0 +1,1 @@
+"""Unit, property, cluster, chaos and bench tests; oracle, strategies and builders that they share."""

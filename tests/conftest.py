@@ -1,0 +1,61 @@
+"""What every suite shares: one hash seed, Hypothesis profiles, and no success without a test.
+
+Profiles (environment variable HYPOTHESIS_PROFILE): ``test`` is quick and the same every time; ``sim``
+draws many more examples, new ones every time unless ``--hypothesis-seed`` is given.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import hypothesis.configuration
+import pytest
+
+# Hypothesis keeps what it learns about the source tree somewhere: not in the checkout.
+_HOME = Path(tempfile.gettempdir()) / f"spark-ft-hypothesis-{os.getuid()}"
+hypothesis.configuration.set_hypothesis_home_dir(_HOME)
+
+_CALM = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile(
+    "test",
+    max_examples=50,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=_CALM,
+)
+hypothesis.settings.register_profile(
+    "sim",
+    max_examples=int(os.environ.get("SPARK_FT_SIM_EXAMPLES", "2000")),
+    stateful_step_count=80,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=_CALM,
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
+
+# The chosen marks run only when they are asked for.
+_APART = ("big", "chaos")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked = config.getoption("-m") or ""
+    left_out = [item for item in items if any(mark in item.keywords and mark not in asked for mark in _APART)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A run in which nothing passed is no success, whatever was skipped or left out."""
+    if exitstatus == pytest.ExitCode.OK and not session.config.option.collectonly:
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None and not reporter.stats.get("passed"):
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def pytest_report_header() -> str:
+    return f"hash seed {os.environ.get('PYTHONHASHSEED', 'random')}, python {sys.version.split()[0]}"
