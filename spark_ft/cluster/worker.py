@@ -1,0 +1,374 @@
+"""WorkerCore: keeps the promised number of executors alive for each application, and tells of every end.
+
+    AssignExecutors ──> starting ──ChildSpawned──> alive ──ChildExited──> gone ──> its successor
+                                                     │ KillExecutor, fewer wanted: KillProcess
+    ReleaseApp, or the driver is gone ──> every child SIGTERM, then SIGKILL ──> stores dropped
+
+Rules
+  1. Every process that was announced (ExecutorSpawned) has its end told (ExecutorExited), exactly
+     once and after its reaping: only then is nothing more written to its store.
+  2. A death of an executor that a driver had welcomed, or that ran for a second, says nothing about
+     the next start: its successor starts at once (EX-5, EX-6).  One that was killed earlier waits the
+     restart delay.  One that *fails* earlier is a crash at start: delays double, and after
+     ``executor_max_crashes`` rounds the driver is told and nothing is started for 30 s (EX-12).
+     Executors that were started in the same round fail as one, or one bad library and 32 slots
+     would look like 32 crashes in a row.
+  3. A later AssignExecutors for an application replaces the earlier one.  A new driver of the same
+     application gets new executors: the old ones were leased to a driver that is no more.
+
+Invariants (``check_invariants``)
+  * an executor belongs to one application; live ones that are not surplus <= count.
+  * an application that is being released starts nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from dataclasses import dataclass, field
+from typing import cast
+
+from spark_ft.ids import AppId, HostId, Incarnation
+from spark_ft.protocol.effects import (
+    ChildExited,
+    ChildrenSeen,
+    ChildSpawned,
+    ChildStopped,
+    Connect,
+    DropStores,
+    Effect,
+    Event,
+    Exit,
+    KillProcess,
+    Measure,
+    Note,
+    PeerGone,
+    Received,
+    Send,
+    SpawnExecutor,
+    WatchProcess,
+)
+from spark_ft.protocol.messages import (
+    AppReleased,
+    AssignExecutors,
+    DropShuffles,
+    ExecutorExited,
+    ExecutorSpawned,
+    ExecutorStopped,
+    ExecutorsUnavailable,
+    Fenced,
+    Goodbye,
+    KillExecutor,
+    MapStatus,
+    Message,
+    RegisterWorker,
+    ReleaseApp,
+    WorkerBeat,
+    WorkerHello,
+    WorkerRegistered,
+    WorkerWelcome,
+)
+from spark_ft.settings import Settings
+
+REGISTER_INTERVAL_S = 1.0
+PROVEN_S = 1.0  # an executor that ran so long has started well
+RESTART_MAX_S = 2.0  # between two starts, whatever the back-off says (EX-6)
+PAUSE_S = 30.0  # after giving up (EX-12)
+TERM_GRACE_S = 0.5  # from SIGTERM to SIGKILL when an application is released
+EXIT_FENCED = 71
+
+_BY_HAND = frozenset({int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGHUP)})
+
+
+@dataclass(slots=True)
+class _Child:
+    """One executor process, from the wish for it to its reaping."""
+
+    round: int  # how many crashes in a row there had been when it was started
+    wanted_s: float
+    spawned_s: float | None = None
+    surplus: bool = False  # on its way out, no successor
+
+
+@dataclass(slots=True)
+class _App:
+    assignment: AssignExecutors
+    owner: Incarnation  # who assigned it, and is told when it is released
+    children: dict[Incarnation, _Child] = field(default_factory=dict)
+    crashes: int = 0  # rounds of failed starts in a row
+    start_at_s: float = 0.0  # nothing is started before
+    stderr: str = ""
+    releasing: bool = False
+    kill_at_s: float | None = None  # SIGKILL for whoever ignores SIGTERM
+
+
+class WorkerCore:
+    """See the module.  ``granter`` is whom the worker registers with when that is a manager
+    (``has_manager``); in ``local[n]`` the driver grants directly and nobody is registered with."""
+
+    def __init__(
+        self,
+        me: Incarnation,
+        host: HostId,
+        pid: int,
+        cores: int,
+        memory_bytes: int,
+        granter: Incarnation,
+        settings: Settings,
+        *,
+        has_manager: bool = False,
+        data_endpoint: str = "",
+        root: str = "",
+    ) -> None:
+        self._me = me
+        self._host = host
+        self._pid = pid
+        self._granter = granter
+        self._has_manager = has_manager
+        self._settings = settings
+        self._data_endpoint = data_endpoint
+        self._root = root
+        self._register = RegisterWorker(me, host, pid, cores, memory_bytes)
+        self._registered = not has_manager
+        self._register_at_s = 0.0
+        self._started = 0  # executors ever, for their names
+        self._apps: dict[AppId, _App] = {}
+        self._beat = 0
+        self._beat_at_s = 0.0
+        self._measuring = False
+        self._exiting = False
+
+    # --- The one way in --------------------------------------------------------------------
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        """The one way this core's state changes."""
+        out: list[Effect] = []
+        if self._exiting:
+            return out
+        match event:
+            case Received(sender, message):
+                self._received(sender, message, now_s, out)
+            case ChildSpawned(executor, pid):
+                self._spawned(executor, pid, now_s, out)
+            case ChildExited():
+                self._exited(event, now_s, out)
+            case ChildStopped(executor, stopped):
+                app = self._app_of(executor)
+                if app is not None:
+                    out.append(Send(app.assignment.driver, ExecutorStopped(executor, stopped)))
+            case ChildrenSeen():
+                self._seen(event, now_s, out)
+            case PeerGone(peer, why):
+                self._peer_gone(peer, why, now_s, out)
+            case _:  # Tick, and what is not for workers
+                pass
+        if not self._exiting:
+            self._time(now_s, out)
+        return out
+
+    def wakeup_s(self) -> float | None:
+        if self._exiting:
+            return None
+        times: list[float] = []
+        if not self._registered:
+            times.append(self._register_at_s)
+        if not self._measuring and self._beating():
+            times.append(self._beat_at_s)
+        for app in self._apps.values():
+            if app.kill_at_s is not None:
+                times.append(app.kill_at_s)
+            elif not app.releasing and self._lacking(app):
+                times.append(app.start_at_s)
+        return min(times) if times else None
+
+    # --- Messages ----------------------------------------------------------------------------
+
+    def _received(self, sender: Incarnation, message: Message, now_s: float, out: list[Effect]) -> None:
+        match message:
+            case AssignExecutors():
+                self._assign(sender, message, now_s, out)
+            case ReleaseApp(app):
+                if app in self._apps:
+                    self._release(app, self._apps[app], now_s, out)
+                else:
+                    out.append(Send(sender, AppReleased(app, self._me)))
+            case KillExecutor(executor, why):
+                found = self._app_of(executor)
+                if found is not None and found.assignment.driver == sender:
+                    out.append(Note("executor_killed_on_request", {"executor": executor, "why": why}))
+                    out.append(KillProcess(executor, signal.SIGKILL))
+            case DropShuffles(fingerprints):
+                out.append(DropStores(fingerprints=tuple(fingerprints)))
+            case WorkerRegistered():
+                self._registered = True
+            case WorkerWelcome():
+                pass
+            case Fenced(why) if sender == self._granter and self._has_manager:
+                # The manager has promised our cores to others and told the drivers that we are lost.
+                self._exiting = True
+                out.append(Exit(EXIT_FENCED, f"fenced: {why}"))
+            case Fenced(why) | Goodbye(why):
+                self._driver_gone(sender, why, now_s, out)
+            case _:
+                out.append(Note("message_not_for_worker", {"kind": type(message).__name__}))
+
+    def _assign(self, owner: Incarnation, wanted: AssignExecutors, now_s: float, out: list[Effect]) -> None:
+        app = self._apps.get(wanted.app)
+        if app is not None and app.releasing:
+            return  # it comes too late; whoever sent it has also sent, or will send, ReleaseApp
+        if app is not None and app.assignment.driver != wanted.driver:
+            for executor, child in app.children.items():
+                child.surplus = True
+                out.append(KillProcess(executor, signal.SIGKILL))
+        if app is None or app.assignment.driver != wanted.driver:
+            out.append(WatchProcess(wanted.driver, wanted.driver_pid))
+            if wanted.driver != self._granter:
+                out.append(Connect(wanted.driver, wanted.driver_endpoint))
+            hello = WorkerHello(self._me, self._host, self._pid, self._data_endpoint, self._root)
+            out.append(Send(wanted.driver, hello))
+        if app is None:
+            app = self._apps[wanted.app] = _App(wanted, owner)
+            self._beat_at_s = now_s + self._settings.heartbeat_interval_s
+        app.assignment, app.owner = wanted, owner
+        live = [executor for executor, child in app.children.items() if not child.surplus]
+        for executor in live[wanted.count :]:
+            app.children[executor].surplus = True
+            out.append(KillProcess(executor, signal.SIGTERM))
+
+    def _peer_gone(self, peer: Incarnation, why: str, now_s: float, out: list[Effect]) -> None:
+        if self._has_manager and peer == self._granter:
+            out.append(Note("manager_gone", {"why": why}))  # running applications do not need it (CM-1)
+            return
+        self._driver_gone(peer, why, now_s, out)
+
+    def _driver_gone(self, driver: Incarnation, why: str, now_s: float, out: list[Effect]) -> None:
+        """The one place that decides what an application's end without a goodbye means: nobody can
+        come back for its executors and outputs, so both go at once."""
+        for app_id, app in list(self._apps.items()):
+            if app.assignment.driver == driver and not app.releasing:
+                out.append(Note("driver_gone", {"app": app_id, "driver": driver, "why": why}))
+                self._release(app_id, app, now_s, out)
+
+    def _release(self, app_id: AppId, app: _App, now_s: float, out: list[Effect]) -> None:
+        if app.releasing:
+            return
+        app.releasing = True
+        app.kill_at_s = now_s + TERM_GRACE_S
+        out.extend(KillProcess(executor, signal.SIGTERM) for executor in app.children)
+        self._released(app_id, app, out)
+
+    def _released(self, app_id: AppId, app: _App, out: list[Effect]) -> None:
+        """Forget a releasing application once its last child is reaped: nothing writes to its stores then."""
+        if app.releasing and not app.children:
+            del self._apps[app_id]
+            out.append(DropStores(app=app_id))
+            out.append(Send(app.owner, AppReleased(app_id, self._me)))
+
+    # --- Children ----------------------------------------------------------------------------
+
+    def _app_of(self, executor: Incarnation) -> _App | None:
+        return next((app for app in self._apps.values() if executor in app.children), None)
+
+    def _lacking(self, app: _App) -> int:
+        return app.assignment.count - sum(not child.surplus for child in app.children.values())
+
+    def _fill(self, app: _App, now_s: float, out: list[Effect]) -> None:
+        if app.releasing or now_s < app.start_at_s:
+            return
+        for _ in range(self._lacking(app)):
+            # The worker's name is drawn once and the count only grows: as unique as a fresh draw,
+            # and the core stays deterministic.
+            self._started += 1
+            name = hashlib.sha256(f"{self._me}/{self._started}".encode()).hexdigest()[:16]
+            executor = Incarnation(f"executor-{name}")
+            app.children[executor] = _Child(app.crashes, now_s)
+            out.append(SpawnExecutor(executor, app.assignment))
+
+    def _spawned(self, executor: Incarnation, pid: int, now_s: float, out: list[Effect]) -> None:
+        app = self._app_of(executor)
+        if app is None:
+            return
+        app.children[executor].spawned_s = now_s
+        out.append(Send(app.assignment.driver, ExecutorSpawned(executor, pid)))
+        if app.releasing or app.children[executor].surplus:  # its signal came before there was a process
+            out.append(KillProcess(executor, signal.SIGKILL))
+
+    def _exited(self, exited: ChildExited, now_s: float, out: list[Effect]) -> None:
+        app = self._app_of(exited.executor)
+        if app is None:
+            return
+        child = app.children.pop(exited.executor)
+        outputs = tuple(cast(MapStatus, output) for output in exited.outputs)
+        out.append(
+            Send(
+                app.assignment.driver,
+                ExecutorExited(exited.executor, exited.status, exited.signal, exited.stderr, outputs),
+            )
+        )
+        if app.releasing:
+            self._released(app.assignment.app, app, out)
+        elif not child.surplus:
+            self._succession(app, child, exited, now_s, out)
+
+    def _succession(
+        self, app: _App, child: _Child, exited: ChildExited, now_s: float, out: list[Effect]
+    ) -> None:
+        """When the successor may start: rule 2."""
+        ran_s = now_s - (child.spawned_s if child.spawned_s is not None else now_s)
+        if exited.registered or ran_s >= PROVEN_S:
+            app.crashes, app.start_at_s = 0, min(app.start_at_s, now_s)
+            return
+        delay_s = self._settings.executor_restart_s
+        if exited.signal not in _BY_HAND:
+            app.stderr = exited.stderr or app.stderr
+            if child.round < app.crashes:
+                return  # failed together with one that has been counted
+            app.crashes += 1
+            delay_s *= 2 ** (app.crashes - 1)
+        delay_s = min(delay_s, RESTART_MAX_S)
+        if app.crashes >= self._settings.executor_max_crashes:
+            delay_s = PAUSE_S
+            out.append(Note("executor_crash_loop", {"app": app.assignment.app, "tries": app.crashes}))
+            out.append(Send(app.assignment.driver, ExecutorsUnavailable(app.crashes, app.stderr)))
+        app.start_at_s = max(app.start_at_s, now_s + delay_s)
+
+    # --- Time --------------------------------------------------------------------------------
+
+    def _time(self, now_s: float, out: list[Effect]) -> None:
+        if not self._registered and now_s >= self._register_at_s:
+            self._register_at_s = now_s + REGISTER_INTERVAL_S
+            out.append(Send(self._granter, self._register))
+        if not self._measuring and self._beating() and now_s >= self._beat_at_s:
+            self._measuring = True
+            out.append(Measure())
+        for app in self._apps.values():
+            if app.kill_at_s is not None and now_s >= app.kill_at_s:
+                app.kill_at_s = None
+                out.extend(KillProcess(executor, signal.SIGKILL) for executor in app.children)
+            self._fill(app, now_s, out)
+
+    def _beating(self) -> bool:
+        return bool(self._apps) or self._has_manager
+
+    def _seen(self, seen: ChildrenSeen, now_s: float, out: list[Effect]) -> None:
+        """Vouch for the children: to each driver for its own, to the manager for being alive at all."""
+        if not self._measuring:
+            return
+        self._measuring = False
+        self._beat += 1
+        self._beat_at_s = now_s + self._settings.heartbeat_interval_s
+        for app in self._apps.values():
+            own = tuple(row for row in seen.executors if row[0] in app.children)
+            out.append(Send(app.assignment.driver, WorkerBeat(self._beat, own, seen.free_bytes)))
+        if self._has_manager:
+            out.append(Send(self._granter, WorkerBeat(self._beat, (), seen.free_bytes)))
+
+    # --- For tests and simulation ------------------------------------------------------------
+
+    def check_invariants(self) -> None:
+        everyone = [executor for app in self._apps.values() for executor in app.children]
+        assert len(everyone) == len(set(everyone))
+        for app in self._apps.values():
+            assert self._lacking(app) >= 0
+            assert not app.releasing or app.children, "a released application is forgotten at once"
+            assert app.crashes >= 0 and all(child.round <= app.crashes for child in app.children.values())
