@@ -1,0 +1,1 @@
+"""Faults for real: processes are killed, and task starts are counted, not only answers compared."""
