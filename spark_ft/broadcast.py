@@ -186,11 +186,10 @@ def set_loader(loader: Callable[[BlockRef], bytes] | None) -> None:
     _Process.loader = loader
 
 
-def forget(ids: Iterable[int]) -> None:
-    """Drop loaded values; handles that still live keep theirs."""
-    for bid in ids:
-        _Process.values.pop(bid, None)
-        _Process.loading.pop(bid, None)
+def forget(bid: int) -> None:
+    """Drop a loaded value; handles that still live keep it."""
+    _Process.values.pop(bid, None)
+    _Process.loading.pop(bid, None)
 
 
 def _unpickle(bid: int, block: BlockRef) -> Broadcast[Any]:

@@ -31,9 +31,9 @@ class _Facts:
     partition: int = 0
     attempt: int = 0
     task: int = 0
+    properties: Mapping[str, str] = field(default_factory=dict)
     cpus: int = 1
     cpu_amount: Decimal | None = None
-    properties: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, ResourceInformation] = field(default_factory=dict)
 
 
@@ -42,20 +42,16 @@ class TaskContext:
 
     _facts: _Facts
 
-    def __new__(cls) -> TaskContext:
-        """In a task, the task's own object; else an empty one."""
+    def __new__(cls, *facts: Any, **more: Any) -> TaskContext:
+        """``TaskContext()`` in a task is the task's own object.
+
+        The runner makes one from stage, partition, attempt (from 0), task, properties, cpus, ….
+        """
         current = cls.get()
-        if current is not None and type(current) is cls:
+        if current is not None and not facts and not more:
             return current
         made = super().__new__(cls)
-        made._facts = _Facts()
-        return made
-
-    @classmethod
-    def _of(cls, **facts: Any) -> TaskContext:
-        """For the runner: stage, partition, attempt (from 0), task, cpus, properties, resources."""
-        made = super().__new__(cls)
-        made._facts = _Facts(**facts)
+        made._facts = _Facts(*facts, **more)
         return made
 
     @classmethod

@@ -1,0 +1,417 @@
+"""The nodes without parents: collections of the driver, and files.
+
+* What a source node holds when it is shipped is small: ranges, splits, block references.
+* The same partition gives the same records whenever and wherever it is computed, or an error: files
+  are compared with what was planned, collections are pickled when they are given.
+* Files are looked for when partitions are asked for, on the driver, not when the RDD is made.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+from spark_ft import codecs, rows
+from spark_ft.errors import InputCorrupt, JobError, PySparkException, StorageError
+from spark_ft.ids import NodeId
+from spark_ft.lineage import inputs as files
+from spark_ft.lineage.inputs import InputFile, Split
+from spark_ft.lineage.node import Node, TaskEnv
+from spark_ft.protocol.messages import BlockRef
+
+_READ_BYTES = 1 << 20
+_INLINE_BYTES = 64 << 10  # a collection smaller than this travels inside its node
+_BATCH_ROWS = 1024
+_BATCH_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+PutBlock = Callable[[str, bytes, Iterable[bytes]], BlockRef]
+
+
+class Empty(Node):
+    """No partitions at all."""
+
+    __slots__ = ()
+
+    @property
+    def partition_count(self) -> int:
+        return 0
+
+
+# --- Collections ------------------------------------------------------------------------------
+
+
+class ParallelCollection(Node):
+    """Slices of a collection: each is a ``range``, encoded batches, or a block that holds such."""
+
+    __slots__ = ("slices",)
+
+    def __init__(self, node_id: NodeId, slices: Sequence[range | bytes | BlockRef]) -> None:
+        super().__init__(node_id)
+        self.slices = slices
+
+    @property
+    def partition_count(self) -> int:
+        return len(self.slices)
+
+    def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
+        part = self.slices[partition]
+        if isinstance(part, range):
+            return iter(part)
+        data = part if isinstance(part, bytes) else env.read_block(part)
+        return chain.from_iterable(rows.iter_batches(data))
+
+
+class NoSuchSlices(Node):
+    """What a negative number of slices makes: an error when it is used."""
+
+    __slots__ = ("count",)
+
+    def __init__(self, node_id: NodeId, count: int) -> None:
+        super().__init__(node_id)
+        self.count = count
+
+    @property
+    def partition_count(self) -> int:
+        raise JobError(f"Positive number of partitions required, not {self.count}", "WRONG_PARTITION_COUNT")
+
+
+def parallel_collection(node_id: NodeId, data: Iterable[Any], count: int, put_block: PutBlock) -> Node:
+    """A node with ``data`` in ``count`` slices, by PySpark's rules of slicing.
+
+    The records are pickled here and now, so what the program does to them later is not seen.
+    Raises ZeroDivisionError when ``count`` is 0, pickle.PicklingError for what does not pickle.
+    """
+    if count < 1:
+        if count == 0:
+            raise ZeroDivisionError("number of slices must not be zero")
+        return NoSuchSlices(node_id, count)
+    if isinstance(data, range):
+        return ParallelCollection(node_id, slice_range(data, count))
+    records = data if isinstance(data, (list, tuple)) else list(data)
+    room = _INLINE_BYTES
+    slices: list[bytes | BlockRef] = []
+    for start, end in slice_bounds(len(records), count):
+        batches = _batches(records, start, end)
+        first = list(_until(batches, room))
+        room -= sum(map(len, first))
+        if room >= 0:
+            slices.append(b"".join(first))
+        else:
+            slices.append(put_block("slice", b"%d-%d" % (node_id, len(slices)), chain(first, batches)))
+    return ParallelCollection(node_id, slices)
+
+
+def slice_bounds(size: int, count: int) -> list[tuple[int, int]]:
+    """Where ``size`` records of a list are cut into ``count`` slices: whole batches, as PySpark does.
+
+    >>> slice_bounds(10, 4)
+    [(0, 2), (2, 4), (4, 6), (6, 10)]
+    """
+    batch = max(1, min(size // count, 1024))
+    batches = -(-size // batch)
+    edges = [min(size, i * batches // count * batch) for i in range(count + 1)]
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def slice_range(data: range, count: int) -> list[range]:
+    """A range in ``count`` ranges: slice i is [i*size//n, (i+1)*size//n)."""
+    size = (data.stop - data.start + data.step - (1 if data.step > 0 else -1)) // data.step
+    size = max(size, 0)
+    edges = [i * size // count for i in range(count + 1)]
+    at = [data.start + edge * data.step for edge in edges]
+    return [range(a, b, data.step) for a, b in zip(at, at[1:], strict=False)]
+
+
+def _batches(records: Sequence[Any], start: int, end: int) -> Iterator[bytes]:
+    """Encode records[start:end] in batches of about 1 MiB."""
+    size = _BATCH_ROWS
+    while start < end:
+        try:
+            data = rows.encode(list(records[start : min(end, start + size)]))
+        except (pickle.PicklingError, PySparkException):
+            raise
+        except Exception as error:  # user objects may raise anything while they are pickled
+            text = f"Could not serialize object: {type(error).__name__}: {error}"
+            raise pickle.PicklingError(text) from error
+        yield data
+        start += size
+        size = max(1, min(4 * size, size * _BATCH_BYTES // len(data)))
+
+
+def _until(batches: Iterator[bytes], limit: int) -> Iterator[bytes]:
+    """Take batches until they exceed ``limit`` bytes together; the one that does so is taken too."""
+    for batch in batches:
+        yield batch
+        limit -= len(batch)
+        if limit < 0:
+            return
+
+
+# --- Text -------------------------------------------------------------------------------------
+
+
+class TextFile(Node):
+    """The lines of files.  A line belongs to the split where it starts; it ends with ``\\n`` or
+    ``\\r\\n``, which are cut off."""
+
+    __slots__ = ("minimum", "paths", "splits", "unicode")
+
+    def __init__(self, node_id: NodeId, paths: str, minimum: int, unicode: bool = True) -> None:
+        super().__init__(node_id)
+        self.paths = paths
+        self.minimum = minimum
+        self.unicode = unicode
+        self.splits: list[Split] | None = None
+
+    @property
+    def partition_count(self) -> int:
+        """Looks for the files at the first call; JobError (INPUT_NOT_FOUND) when there are none."""
+        if self.splits is None:
+            self.splits = files.cut(files.find(self.paths), self.minimum)
+        return len(self.splits)
+
+    def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
+        assert self.splits is not None
+        return chain.from_iterable(read_lines(self.splits[partition], partition, self.unicode))
+
+
+def read_lines(split: Split, partition: int, unicode: bool = True) -> Iterator[list[Any]]:
+    """The lines of a split, a list for each block that was read.
+
+    Raises InputChanged, and InputCorrupt with the file and the offset (in the decompressed data, if
+    compressed) for truncated or badly encoded input.
+    """
+    file = split.file
+    with file.open() as raw:
+        codec = codecs.by_extension(file.path)
+        source = raw if codec is None else codec.reader(raw)
+        end = sys.maxsize if split.end < 0 else split.end
+        if split.start:
+            source.seek(split.start - 1)
+        offset = split.start
+        try:
+            for offset, chunk in _whole_lines(source.read, split.start, end):  # noqa: B007 - for the error
+                if not unicode:
+                    lines: list[Any] = _cut(chunk, b"\r\n", b"\n")
+                else:
+                    lines = _cut(chunk.decode(), "\r\n", "\n")
+                yield lines
+        except UnicodeDecodeError as error:
+            raise InputCorrupt(
+                f"{file.uri}: byte {offset + error.start} is not UTF-8 "
+                f"(0x{error.object[error.start]:02x}, {error.reason}); partition {partition}"
+            ) from None
+        except codecs.CORRUPT as error:
+            raise _corrupt(file, offset, partition, error) from error
+        file.check(raw)
+
+
+def _cut(chunk: Any, carriage_return: Any, newline: Any) -> list[Any]:
+    """Whole lines -> list of lines; works on str and on bytes."""
+    if carriage_return in chunk:
+        chunk = chunk.replace(carriage_return, newline)
+    lines: list[Any] = chunk.split(newline)
+    if not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _whole_lines(read: Callable[[int], bytes], start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Blocks of whole lines, with the offset of each block: the lines that start in [start, end).
+
+    ``read`` goes on from byte ``max(start - 1, 0)``: a line starts at ``start`` if the byte before is
+    a newline.
+    """
+    position = max(start - 1, 0)  # of data[0]
+    skipping = start > 0
+    pending: list[bytes] = []  # a line that has begun
+    begin = position  # of pending[0]
+    while data := read(_READ_BYTES):
+        if skipping:
+            first = data.find(b"\n") + 1
+            if position + (first or len(data)) >= end:
+                return
+            if first == 0:
+                position += len(data)
+                continue
+            skipping = False
+            position = begin = position + first
+            data = data[first:]
+        elif position == 0 and data.startswith(_BOM):
+            position = begin = len(_BOM)
+            data = data[len(_BOM) :]
+        if position + len(data) >= end:
+            last = data.find(b"\n", max(end - 1 - position, 0)) + 1
+            if last:
+                pending.append(data[:last])
+                break
+        whole = data.rfind(b"\n") + 1
+        if whole:
+            pending.append(data[:whole])
+            yield begin, b"".join(pending)
+            pending.clear()
+            begin = position + whole
+        pending.append(data[whole:])
+        position += len(data)
+    if rest := b"".join(pending):
+        yield begin, rest
+
+
+def _corrupt(file: InputFile, offset: int, partition: int, error: BaseException) -> InputCorrupt:
+    return InputCorrupt(
+        f"{file.uri}: unreadable after byte {offset} ({type(error).__name__}: {error}); partition {partition}"
+    )
+
+
+# --- Whole files ------------------------------------------------------------------------------
+
+
+class WholeFiles(Node):
+    """(URI, content) pairs; small files share a partition.  ``unicode`` decodes keys and values,
+    False leaves both bytes, None leaves the content bytes (``binaryFiles``)."""
+
+    __slots__ = ("groups", "minimum", "parallelism", "paths", "unicode")
+
+    _OPEN_COST_BYTES = 4 << 20
+    _MAX_BYTES = 128 << 20
+
+    def __init__(
+        self, node_id: NodeId, paths: str, minimum: int, unicode: bool | None, parallelism: int
+    ) -> None:
+        super().__init__(node_id)
+        self.paths = paths
+        self.minimum = minimum
+        self.unicode = unicode
+        self.parallelism = parallelism
+        self.groups: list[tuple[InputFile, ...]] | None = None
+
+    @property
+    def partition_count(self) -> int:
+        if self.groups is None:
+            found = files.find(self.paths)
+            self.groups = files.group(found, self._limit_bytes(found))
+        return len(self.groups)
+
+    def _limit_bytes(self, found: Sequence[InputFile]) -> int:
+        """How much a partition takes: Spark's WholeTextFileInputFormat and StreamFileInputFormat."""
+        total = sum(file.size for file in found)
+        if self.unicode is not None:
+            return -(-total // max(self.minimum, 1))
+        total += len(found) * self._OPEN_COST_BYTES
+        share = total // max(self.parallelism, self.minimum, 1)
+        return min(self._MAX_BYTES, max(self._OPEN_COST_BYTES, share))
+
+    def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
+        assert self.groups is not None
+        return self._read(self.groups[partition], partition)
+
+    def _read(self, group: Sequence[InputFile], partition: int) -> Iterator[tuple[Any, Any]]:
+        for file in group:
+            content = read_whole(file, partition, decompress=self.unicode is not None)
+            if self.unicode:
+                try:
+                    yield file.uri, content.decode()
+                except UnicodeDecodeError as error:
+                    raise InputCorrupt(
+                        f"{file.uri}: byte {error.start} is not UTF-8 ({error.reason}); partition {partition}"
+                    ) from None
+            else:
+                yield file.uri if self.unicode is None else file.uri.encode(), content
+
+
+def read_whole(file: InputFile, partition: int, decompress: bool) -> bytes:
+    """All bytes of a file.  Raises as ``read_lines``."""
+    with file.open() as raw:
+        codec = codecs.by_extension(file.path) if decompress else None
+        try:
+            content = raw.read() if codec is None else codec.reader(raw).read()
+        except codecs.CORRUPT as error:
+            raise _corrupt(file, 0, partition, error) from error
+        file.check(raw)
+    return content
+
+
+class FixedRecords(Node):
+    """Records of ``length`` bytes each; splits lie on their boundaries."""
+
+    __slots__ = ("length", "minimum", "paths", "splits")
+
+    def __init__(self, node_id: NodeId, paths: str, length: int, minimum: int) -> None:
+        super().__init__(node_id)
+        self.paths = paths
+        self.length = length
+        self.minimum = minimum
+        self.splits: list[Split] | None = None
+
+    @property
+    def partition_count(self) -> int:
+        if self.splits is None:
+            whole: list[Split] = []
+            for split in files.cut(files.find(self.paths), self.minimum):
+                start = -(-split.start // self.length) * self.length
+                end = split.file.size if split.end in (-1, split.file.size) else split.end
+                if end < split.file.size:
+                    end = -(-end // self.length) * self.length
+                whole.append(Split(split.file, start, min(end, split.file.size)))
+            self.splits = whole
+        return len(self.splits)
+
+    def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
+        assert self.splits is not None
+        return self._read(self.splits[partition], partition)
+
+    def _read(self, split: Split, partition: int) -> Iterator[bytes]:
+        length = self.length
+        if split.file.size % length:
+            raise InputCorrupt(
+                f"{split.file.uri}: {split.file.size} bytes are not a multiple of the record length "
+                f"{length}; partition {partition}"
+            )
+        with split.file.open() as raw:
+            raw.seek(split.start)
+            buffered = io.BufferedReader(raw, _READ_BYTES)  # type: ignore[type-var]  # a raw file
+            for _ in range(split.start, split.end, length):
+                yield buffered.read(length)
+            split.file.check(raw)
+
+
+class PickleFile(Node):
+    """What ``saveAsPickleFile`` wrote: files of concatenated batches, one partition each."""
+
+    __slots__ = ("files", "paths")
+
+    def __init__(self, node_id: NodeId, paths: str) -> None:
+        super().__init__(node_id)
+        self.paths = paths
+        self.files: list[InputFile] | None = None
+
+    @property
+    def partition_count(self) -> int:
+        if self.files is None:
+            self.files = files.find(self.paths)
+        return len(self.files)
+
+    def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
+        assert self.files is not None
+        return chain.from_iterable(read_batches(self.files[partition], partition))
+
+
+def read_batches(file: InputFile, partition: int) -> Iterator[list[Any]]:
+    """The batches of a file; a mapped one is never in memory as a whole."""
+    with file.open() as raw:
+        if file.size == 0:
+            return
+        data = raw.read() if file.remote else mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            yield from rows.iter_batches(data)
+        except StorageError as error:
+            raise InputCorrupt(
+                f"{file.uri}: not a file of saveAsPickleFile, or damaged ({error}); partition {partition}"
+            ) from error
+        file.check(raw)
