@@ -17,6 +17,7 @@ import gc
 import itertools
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
@@ -128,6 +129,9 @@ class Broadcast(Generic[T]):
 # --- Driver side ----------------------------------------------------------------------------
 
 
+_handles: weakref.WeakValueDictionary[int, Broadcast[Any]] = weakref.WeakValueDictionary()
+
+
 class _Used(threading.local):
     handles: dict[int, Broadcast[Any]] | None = None
 
@@ -154,6 +158,7 @@ def new_broadcast(value: T, owner: Owner) -> Broadcast[T]:
     block = owner.put_block("broadcast", str(bid).encode(), _pickled(value))
     handle: Broadcast[T] = Broadcast(bid, block, owner)
     handle.__dict__["value"] = value
+    _handles[bid] = handle
     return handle
 
 
@@ -193,7 +198,8 @@ def forget(bid: int) -> None:
 
 
 def _unpickle(bid: int, block: BlockRef) -> Broadcast[Any]:
-    return Broadcast(bid, block)
+    """The driver's own handle on the driver, a bare one in a task."""
+    return _handles.get(bid) or Broadcast(bid, block)
 
 
 def _load(bid: int, block: BlockRef) -> Any:

@@ -129,6 +129,10 @@ class PySparkNotImplementedError(PySparkException, NotImplementedError): ...
 class PySparkPicklingError(PySparkException, pickle.PicklingError): ...
 
 
+class ContextInTaskError(PySparkRuntimeError, PySparkPicklingError):
+    """A SparkContext or an RDD was about to be pickled: programs know it by either name."""
+
+
 class SparkFtError(PySparkException):
     """What the engine itself has to say.  ``condition`` is given as a name, ``message`` whole."""
 

@@ -24,7 +24,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from spark_ft.errors import JobError, PySparkRuntimeError
 from spark_ft.ids import HostId
@@ -50,7 +50,7 @@ class SparkFiles:
 
     _root: Path | None = None  # of this process
 
-    def __init__(self) -> NoReturn:
+    def __init__(self) -> None:
         raise TypeError("Do not construct SparkFiles objects")
 
     @classmethod
@@ -154,7 +154,8 @@ class Registry:
             entry: dict[str, Any] = {"name": name, "kind": kind, "digest": digest, "path": str(copied)}
             if self._put_block is not None:
                 ref = self._put_block("blob", f"file:{digest}:{name}".encode(), _tar(copied))
-                entry["block"] = [ref.host, ref.store, ref.segment, ref.key.hex(), ref.size_bytes, ref.checksum]
+                where = [ref.host, ref.store, ref.segment, ref.key.hex(), ref.size_bytes, ref.checksum]
+                entry["block"] = where
             self._entries[name] = entry
             self._uris[name] = f"file:{source}" + (f"#{alias}" if alias else "")
             self._property = json.dumps({"folder": str(self._folder), "files": list(self._entries.values())})

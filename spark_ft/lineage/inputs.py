@@ -215,6 +215,12 @@ def _in_directory(folder: str) -> list[InputFile]:
     return [_readable(entry.path, entry.stat()) for entry in wanted]
 
 
+def as_it_is(path: str) -> InputFile:
+    """A local file with its present size and time."""
+    found = os.stat(path)
+    return InputFile(path, found.st_size, found.st_mtime_ns)
+
+
 def _readable(path: str, found: os.stat_result) -> InputFile:
     if not os.access(path, os.R_OK):
         raise JobError(f"Input path cannot be read: file:{path}: permission denied", "INPUT_NOT_FOUND")

@@ -9,11 +9,10 @@
 from __future__ import annotations
 
 import io
-import mmap
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 from spark_ft import codecs, rows
@@ -116,7 +115,7 @@ def slice_bounds(size: int, count: int) -> list[tuple[int, int]]:
     batch = max(1, min(size // count, 1024))
     batches = -(-size // batch)
     edges = [min(size, i * batches // count * batch) for i in range(count + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def slice_range(data: range, count: int) -> list[range]:
@@ -125,7 +124,7 @@ def slice_range(data: range, count: int) -> list[range]:
     size = max(size, 0)
     edges = [i * size // count for i in range(count + 1)]
     at = [data.start + edge * data.step for edge in edges]
-    return [range(a, b, data.step) for a, b in zip(at, at[1:], strict=False)]
+    return [range(a, b, data.step) for a, b in pairwise(at)]
 
 
 def _batches(records: Sequence[Any], start: int, end: int) -> Iterator[bytes]:
@@ -391,6 +390,13 @@ class PickleFile(Node):
         self.paths = paths
         self.files: list[InputFile] | None = None
 
+    @classmethod
+    def of(cls, node_id: NodeId, parts: Sequence[str]) -> PickleFile:
+        """A reader of the given files, in this order."""
+        node = cls(node_id, ",".join(parts))
+        node.files = [files.as_it_is(part) for part in parts]
+        return node
+
     @property
     def partition_count(self) -> int:
         if self.files is None:
@@ -402,16 +408,23 @@ class PickleFile(Node):
         return chain.from_iterable(read_batches(self.files[partition], partition))
 
 
-def read_batches(file: InputFile, partition: int) -> Iterator[list[Any]]:
-    """The batches of a file; a mapped one is never in memory as a whole."""
+def read_batches(file: InputFile, partition: int) -> Iterator[rows.Batch]:
+    """The batches of a file, read piece by piece: a mapped file that somebody cuts short would kill
+    the process, not the task."""
     with file.open() as raw:
-        if file.size == 0:
-            return
-        data = raw.read() if file.remote else mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+        offset, torn, wanted = 0, b"", _READ_BYTES
         try:
-            yield from rows.iter_batches(data)
+            while data := raw.read(wanted):
+                data = torn + data if torn else data
+                whole, _, missing = rows.whole_batches(data)
+                yield from rows.iter_batches(memoryview(data)[:whole])
+                offset, torn = offset + whole, data[whole:]
+                wanted = max(_READ_BYTES, missing)
         except StorageError as error:
             raise InputCorrupt(
-                f"{file.uri}: not a file of saveAsPickleFile, or damaged ({error}); partition {partition}"
+                f"{file.uri}: not a file of saveAsPickleFile, or damaged after byte {offset} ({error}); "
+                f"partition {partition}"
             ) from error
         file.check(raw)
+        if torn:
+            raise InputCorrupt(f"{file.uri}: truncated after byte {offset}; partition {partition}")

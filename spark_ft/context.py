@@ -1,0 +1,771 @@
+"""SparkContext: the way in.  One per process; it owns a Driver and is the Session of its RDDs.
+
+    SparkContext --- Settings, Driver (jobs, blocks) --- StatusStore (observes the driver's notes)
+        |  parallelize, textFile …  -> lineage/sources.py node -> RDD
+        |  run(node, function)      -> driver.submit -> JobHandle.result()
+
+* At most one context lives in a process.  A constructor that raises leaves none, and no process.
+* After ``stop``, and in a child of the user's own ``fork``, every use is a UsageError that says so;
+  a new context can be made in both.
+* A broadcast lives as long as a job, or a shuffle that may be written again, was pickled with it.
+* Finalizers run anywhere, even inside this module's own calls: they only note what is gone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import logging
+import os
+import random
+import sys
+import threading
+import types
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSet, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import spark_ft
+from spark_ft import accumulators, broadcast, files
+from spark_ft import conf as confs
+from spark_ft.accumulators import Accumulator, AccumulatorParam
+from spark_ft.broadcast import Broadcast
+from spark_ft.conf import SparkConf
+from spark_ft.driver.driver import Driver
+from spark_ft.errors import ContextInTaskError, JobError, PySparkRuntimeError, UsageError
+from spark_ft.ids import Fingerprint, NodeId, ShuffleId
+from spark_ft.lineage import sources
+from spark_ft.lineage.dependency import ShuffleDependency
+from spark_ft.lineage.inputs import local_path
+from spark_ft.lineage.narrow import CheckpointPoint
+from spark_ft.lineage.node import Node
+from spark_ft.protocol.messages import BlockRef
+from spark_ft.rdd import RDD
+from spark_ft.rdd.saving import save, write_batches
+from spark_ft.rdd.transform import union_of
+from spark_ft.settings import Settings, boolean, environment, known_keys
+from spark_ft.status import StatusStore, StatusTracker
+from spark_ft.taskcontext import TaskContext
+
+__all__ = ["SparkContext"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_log = logging.getLogger("spark_ft.context")
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+_GROUP = "spark.jobGroup.id"
+_DESCRIPTION = "spark.job.description"
+_INTERRUPT = "spark.job.interruptOnCancel"
+_TAGS = "spark.job.tags"
+_POOL = "spark.scheduler.pool"
+
+
+class _LocalProperties(threading.local):
+    """Strings of one thread that go with the jobs it submits."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.context = 0  # of which context: another one starts without any
+
+
+_local = _LocalProperties()
+
+
+class SparkContext:
+    """The connection of a program to its executors.
+
+    >>> with SparkContext("local[2]", "example") as sc:  # doctest: +SKIP
+    ...     sc.parallelize(range(10)).sum()
+    45
+    """
+
+    _active_spark_context: ClassVar[SparkContext | None] = None
+    _lock: ClassVar[threading.RLock] = threading.RLock()
+    _numbers: ClassVar[Iterator[int]] = itertools.count(1)
+
+    PACKAGE_EXTENSIONS: Iterable[str] = (".zip", ".egg", ".jar", ".whl")
+    _jvm: ClassVar[None] = None
+    _gateway: ClassVar[None] = None
+    _jsc: ClassVar[None] = None
+
+    def __init__(
+        self,
+        master: str | None = None,
+        appName: str | None = None,
+        sparkHome: str | None = None,
+        pyFiles: Sequence[str] | None = None,
+        environment: Mapping[str, Any] | None = None,
+        batchSize: int = 0,
+        serializer: Any = None,
+        conf: SparkConf | None = None,
+        gateway: Any = None,
+        jsc: Any = None,
+        profiler_cls: type | None = None,
+        udf_profiler_cls: type | None = None,
+        memory_profiler_cls: type | None = None,
+    ) -> None:
+        """Start the driver side and the executors.  Arguments override ``conf``, which is copied.
+
+        ``sparkHome``, ``batchSize``, ``serializer``, ``gateway``, ``jsc`` and the profilers are accepted
+        and change nothing.  Raises ValueError when another context lives, SettingsError for a bad
+        master or setting, ClusterError when processes cannot be started.
+        """
+        if conf is None or (conf.get("spark.executor.allowSparkContext") or "").lower() != "true":
+            _assert_on_driver()
+        self._number = next(SparkContext._numbers)
+        self._callsite = _callsite()
+        self._driver: Driver | None = None
+        self._ended = ""  # why this context cannot be used any more
+        with SparkContext._lock:
+            _refuse_second(SparkContext._active_spark_context)
+            self._conf = (conf or SparkConf()).copy()
+            given = {"spark.master": master, "spark.app.name": appName, "spark.home": sparkHome}
+            self._conf.setAll((key, value) for key, value in given.items() if value)
+            for name, text in (environment or {}).items():
+                self._conf.setExecutorEnv(name, str(text))
+            self._conf.setIfMissing("spark.master", "local[*]")
+            self._conf.setIfMissing("spark.app.name", "pyspark-shell")
+            self.environment = _executor_environment(self._conf)
+            self.serializer = serializer
+            self.profiler_collector = None
+            settings = Settings.from_conf(self._conf.asdict())
+            _report_unknown(self._conf)
+            self._settings = settings
+            self._status = StatusStore(
+                int(self._conf.get("spark.ui.retainedJobs", "1000")),
+                int(self._conf.get("spark.ui.retainedStages", "1000")),
+            )
+            driver = Driver(settings, self.environment, (self._status.note,))
+            try:
+                self._begin(driver, pyFiles or ())
+            except BaseException:
+                self._end("could not be started")
+                raise
+            SparkContext._active_spark_context = self
+
+    def _begin(self, driver: Driver, py_files: Sequence[str]) -> None:
+        self._driver = driver
+        self.rng = random.Random()
+        self.checkpoint_marks: MutableSet[CheckpointPoint] = weakref.WeakSet()
+        self._checkpoint_dir: str | None = None
+        self._nodes, self._rdds, self._shuffles = itertools.count(), itertools.count(), itertools.count()
+        self._fingerprint_seed = self.rng.randbytes(8)
+        self._tracked: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._used_by_shuffle: weakref.WeakKeyDictionary[ShuffleDependency, dict[int, Any]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._unreferenced: deque[BlockRef] = deque()  # blocks of broadcasts that were collected
+        self._conf.set("spark.app.id", driver.app_id)
+        self._conf.set("spark.app.startTime", driver.start_ms)
+        self._conf.setIfMissing("spark.executor.id", "driver")
+        elsewhere = not self.master.startswith("local")
+        self._files = files.Registry(driver.scratch / "files", driver.put_block if elsewhere else None)
+        self._python_includes: list[str] = []
+        overwrite = self._overwrite_files
+        for path in (*_listed(self._conf, "spark.submit.pyFiles"), *py_files):
+            self.addPyFile(path)
+        for path in _listed(self._conf, "spark.files"):
+            self._files.add(path, overwrite=overwrite)
+        for path in _listed(self._conf, "spark.archives"):
+            self.addArchive(path)
+        if self._conf.contains("spark.checkpoint.dir"):
+            self.setCheckpointDir(self._conf.get("spark.checkpoint.dir", ""))
+
+    # --- Life ---
+
+    @classmethod
+    def getOrCreate(cls, conf: SparkConf | None = None) -> SparkContext:
+        """The live context, whose configuration stays as it is, or a new one."""
+        with SparkContext._lock:
+            return SparkContext._active_spark_context or SparkContext(conf=conf or SparkConf())
+
+    def stop(self) -> None:
+        """End every job and process of this application.  Idempotent; at most 2 s."""
+        with SparkContext._lock:
+            if SparkContext._active_spark_context is self:
+                SparkContext._active_spark_context = None
+            self._end("has been stopped")
+
+    def _end(self, why: str) -> None:
+        if self._ended:
+            return
+        self._ended = why
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            registry = getattr(self, "_files", None)
+            if registry is not None:
+                registry.close()
+            driver.stop()
+
+    def __enter__(self) -> SparkContext:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ContextInTaskError(errorClass="CONTEXT_ONLY_VALID_ON_DRIVER", messageParameters={})
+
+    def __repr__(self) -> str:
+        return f"<SparkContext master={self.master} appName={self.appName}>"
+
+    def _live(self) -> Driver:
+        """The driver, or the UsageError that tells why there is none."""
+        if self._driver is None:
+            raise UsageError(
+                f"This SparkContext (app={self.appName}) {self._ended}; it cannot be used any more. "
+                "Make a new SparkContext."
+            )
+        return self._driver
+
+    # --- What it is ---
+
+    @property
+    def master(self) -> str:
+        return self._conf.get("spark.master", "")
+
+    @property
+    def appName(self) -> str:
+        return self._conf.get("spark.app.name", "")
+
+    @property
+    def sparkHome(self) -> str | None:
+        return self._conf.get("spark.home")
+
+    @property
+    def version(self) -> str:
+        return spark_ft.__version__
+
+    @property
+    def pythonVer(self) -> str:
+        return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+    @property
+    def applicationId(self) -> str:
+        """Unique; ``local-<ms>`` in local mode."""
+        return str(self._live().app_id)
+
+    @property
+    def startTime(self) -> int:
+        """Milliseconds since the epoch."""
+        return self._live().start_ms
+
+    @property
+    def uiWebUrl(self) -> str | None:
+        return None
+
+    @property
+    def defaultParallelism(self) -> int:
+        """Partitions of a collection when no number is given."""
+        return self._live().default_parallelism
+
+    default_parallelism = defaultParallelism
+
+    @property
+    def defaultMinPartitions(self) -> int:
+        return min(self.defaultParallelism, 2)
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def _temp_dir(self) -> str:
+        folder = self._live().scratch / "tmp"
+        folder.mkdir(exist_ok=True)
+        return str(folder)
+
+    def getConf(self) -> SparkConf:
+        """A copy of the configuration."""
+        return self._conf.copy()
+
+    def sparkUser(self) -> str:
+        return environment("SPARK_USER") or environment("USER") or environment("LOGNAME") or str(os.getuid())
+
+    def setLogLevel(self, logLevel: str) -> None:
+        """ALL, DEBUG, ERROR, FATAL, INFO, OFF, TRACE or WARN."""
+        try:
+            level = _LOG_LEVELS[logLevel.upper()]
+        except KeyError:
+            raise ValueError(f"log level {logLevel!r}: expected one of {', '.join(_LOG_LEVELS)}") from None
+        logging.getLogger("spark_ft").setLevel(level)
+
+    @classmethod
+    def setSystemProperty(cls, key: str, value: str) -> None:
+        """``spark.*`` properties become defaults of the SparkConfs made from now on."""
+        confs._system_properties[key] = value
+
+    @classmethod
+    def getSystemProperty(cls, key: str) -> str | None:
+        return confs._system_properties.get(key)
+
+    def statusTracker(self) -> StatusTracker:
+        return StatusTracker(self._status)
+
+    def show_profiles(self) -> None:
+        raise PySparkRuntimeError(errorClass="INCORRECT_CONF_FOR_PROFILE", messageParameters={})
+
+    def dump_profiles(self, path: str) -> None:
+        raise PySparkRuntimeError(errorClass="INCORRECT_CONF_FOR_PROFILE", messageParameters={})
+
+    # --- Sources ---
+
+    def parallelize(self, c: Iterable[T], numSlices: int | None = None) -> RDD[T]:
+        """Distribute a collection, cut into ``numSlices`` partitions by PySpark's rules."""
+        count = self.defaultParallelism if numSlices is None else int(numSlices)
+        return RDD(self, sources.parallel_collection(self.new_node_id(), c, count, self.put_block))
+
+    def range(
+        self, start: int, end: int | None = None, step: int = 1, numSlices: int | None = None
+    ) -> RDD[int]:
+        """Like the builtin ``range``; the numbers are made in the tasks."""
+        numbers = range(start) if end is None else range(start, end, step)
+        return self.parallelize(numbers, numSlices)
+
+    def emptyRDD(self) -> RDD[Any]:
+        """No partitions."""
+        self._live()
+        return RDD(self, sources.Empty(self.new_node_id()))
+
+    def union(self, rdds: Sequence[RDD[T]]) -> RDD[T]:
+        """One after the other."""
+        self._live()
+        return union_of(self, rdds)
+
+    def textFile(self, name: str, minPartitions: int | None = None, use_unicode: bool = True) -> RDD[Any]:
+        """The lines of text files: a path, directory, glob or comma list, plain or compressed.
+
+        Large plain files are split by bytes.  ``use_unicode=False`` gives bytes.
+        """
+        minimum = self.defaultMinPartitions if minPartitions is None else minPartitions
+        return RDD(self, sources.TextFile(self.new_node_id(), name, minimum, use_unicode))
+
+    def wholeTextFiles(
+        self, path: str, minPartitions: int | None = None, use_unicode: bool = True
+    ) -> RDD[tuple[Any, Any]]:
+        """(URI, content) of each file."""
+        return self._whole_files(path, minPartitions, use_unicode)
+
+    def binaryFiles(self, path: str, minPartitions: int | None = None) -> RDD[tuple[str, bytes]]:
+        """(URI, bytes) of each file."""
+        return self._whole_files(path, minPartitions, None)
+
+    def _whole_files(self, path: str, minimum: int | None, unicode: bool | None) -> RDD[Any]:
+        minimum = self.defaultMinPartitions if minimum is None else minimum
+        node = sources.WholeFiles(self.new_node_id(), path, minimum, unicode, self.defaultParallelism)
+        return RDD(self, node)
+
+    def binaryRecords(self, path: str, recordLength: int) -> RDD[bytes]:
+        """Records of fixed length."""
+        if recordLength < 1:
+            raise ValueError(f"recordLength must be positive, not {recordLength}")
+        node = sources.FixedRecords(self.new_node_id(), path, recordLength, self.defaultMinPartitions)
+        return RDD(self, node)
+
+    def pickleFile(self, name: str, minPartitions: int | None = None) -> RDD[Any]:
+        """What ``saveAsPickleFile`` wrote, a partition for each part file."""
+        self._live()
+        return RDD(self, sources.PickleFile(self.new_node_id(), name))
+
+    # --- Shared variables and files ---
+
+    def broadcast(self, value: T) -> Broadcast[T]:
+        """A read-only value that each executor loads once."""
+        handle = broadcast.new_broadcast(value, self)
+        watch = weakref.finalize(handle, _broadcast_gone, weakref.ref(self), handle.id, handle._block)
+        watch.atexit = False
+        return handle
+
+    def accumulator(self, value: T, accum_param: AccumulatorParam[T] | None = None) -> Accumulator[T]:
+        """A sum that tasks add to.  TypeError without a param for anything but plain numbers."""
+        self._live()
+        return accumulators.new_accumulator(value, accum_param)
+
+    def addFile(self, path: str, recursive: bool = False) -> None:
+        """Ship a file (a directory with ``recursive``) to every executor; SparkFiles.get finds it."""
+        self._live()
+        self._files.add(path, recursive=recursive, overwrite=self._overwrite_files)
+
+    def addPyFile(self, path: str) -> None:
+        """Ship a ``.py``, ``.zip``, ``.egg`` or ``.whl``: importable here and in tasks, at once."""
+        self._live()
+        self._files.add(path, kind="py", overwrite=self._overwrite_files)
+        self._python_includes.append(os.path.basename(path))
+
+    def addArchive(self, path: str) -> None:
+        """Ship an archive and unpack it; ``x.zip#name`` names the directory."""
+        self._live()
+        self._files.add(path, kind="archive", overwrite=self._overwrite_files)
+
+    @property
+    def listFiles(self) -> list[str]:
+        return self._files.uris(archives=False)
+
+    @property
+    def listArchives(self) -> list[str]:
+        return self._files.uris(archives=True)
+
+    @property
+    def _overwrite_files(self) -> bool:
+        return boolean(self._conf.get("spark.files.overwrite", "false"))
+
+    # --- Jobs ---
+
+    def runJob(
+        self,
+        rdd: RDD[T],
+        partitionFunc: Callable[[Iterator[T]], Iterable[R]],
+        partitions: Sequence[int] | None = None,
+        allowLocal: bool = False,
+    ) -> list[R]:
+        """``partitionFunc`` of the given partitions (default: all), as one flat list."""
+        if partitions is not None:
+            count = rdd.getNumPartitions()
+            for index in partitions:
+                if not 0 <= index < count:
+                    raise JobError(
+                        f"Attempting to access a non-existent partition: {index}. "
+                        f"Total number of partitions: {count}",
+                        "WRONG_PARTITION",
+                    )
+        function = functools.partial(_partition_list, partitionFunc)
+        return list(chain.from_iterable(rdd._run(function, partitions)))
+
+    def setJobGroup(self, groupId: str, description: str, interruptOnCancel: bool = False) -> None:
+        """Label the jobs that this thread starts from now on."""
+        self.setLocalProperty(_GROUP, groupId)
+        self.setLocalProperty(_DESCRIPTION, description)
+        self.setLocalProperty(_INTERRUPT, "true" if interruptOnCancel else "false")
+
+    def setJobDescription(self, value: str | None) -> None:
+        self.setLocalProperty(_DESCRIPTION, value)
+
+    def setInterruptOnCancel(self, interruptOnCancel: bool) -> None:
+        self.setLocalProperty(_INTERRUPT, "true" if interruptOnCancel else "false")
+
+    def cancelJobGroup(self, groupId: str) -> None:
+        """End the group's running jobs; their callers get JobCancelled."""
+        self._live().cancel(group=groupId, reason=f"job group {groupId} was cancelled")
+
+    def cancelAllJobs(self) -> None:
+        self._live().cancel(reason="all jobs were cancelled")
+
+    def cancelJobsWithTag(self, tag: str) -> None:
+        self._live().cancel(tag=_checked_tag(tag), reason=f"jobs with tag {tag} were cancelled")
+
+    def addJobTag(self, tag: str) -> None:
+        """One more label for the jobs of this thread; a comma or nothing is an error."""
+        self._set_tags({*self.getJobTags(), _checked_tag(tag)})
+
+    def removeJobTag(self, tag: str) -> None:
+        self._set_tags(self.getJobTags() - {_checked_tag(tag)})
+
+    def getJobTags(self) -> set[str]:
+        return set(filter(None, (self.getLocalProperty(_TAGS) or "").split(",")))
+
+    def clearJobTags(self) -> None:
+        self._set_tags(set())
+
+    def _set_tags(self, tags: set[str]) -> None:
+        self.setLocalProperty(_TAGS, ",".join(sorted(tags)) or None)
+
+    def setLocalProperty(self, key: str, value: str | None) -> None:
+        """A string of this thread that its tasks can ask for; None removes it."""
+        properties = self._properties()
+        if value is None:
+            properties.pop(key, None)
+        else:
+            properties[key] = str(value)
+
+    def getLocalProperty(self, key: str) -> str | None:
+        return self._properties().get(key)
+
+    def _properties(self) -> dict[str, str]:
+        self._live()
+        if _local.context != self._number:
+            _local.context, _local.values = self._number, {}
+        return _local.values
+
+    @classmethod
+    def _copy_local_properties(cls) -> dict[str, str]:
+        active = cls._active_spark_context
+        return {} if active is None else dict(active._properties())
+
+    @classmethod
+    def _set_local_properties(cls, values: Mapping[str, str]) -> None:
+        active = cls._active_spark_context
+        if active is not None:
+            _local.context, _local.values = active._number, dict(values)
+
+    # --- Checkpoints ---
+
+    def setCheckpointDir(self, dirName: str) -> None:
+        """RDD checkpoints go into a fresh directory below ``dirName``."""
+        self._live()
+        name = str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+        folder = Path(local_path(dirName)) / name
+        folder.mkdir(parents=True)
+        self._checkpoint_dir = str(folder)
+
+    def getCheckpointDir(self) -> str | None:
+        return None if self._checkpoint_dir is None else f"file:{self._checkpoint_dir}"
+
+    def has_checkpoint_dir(self) -> bool:
+        return self._checkpoint_dir is not None
+
+    def write_checkpoint(self, point: CheckpointPoint) -> None:
+        """Write a marked RDD by a job of its own; then it is read from there, whoever has died."""
+        assert self._checkpoint_dir is not None
+        folder = os.path.join(self._checkpoint_dir, f"rdd-{point.rdd_id}")
+        parent = point.dependencies[0].parent
+        assert parent is not None
+        parts = save(folder, lambda function: self.run(parent, function), write_batches)
+        point.settle(f"file:{folder}", sources.PickleFile.of(self.new_node_id(), parts))
+
+    # --- The Session of RDDs (rdd/base.py) ---
+
+    def conf(self, key: str, default: str) -> str:
+        return self._conf.get(key, default)
+
+    def new_node_id(self) -> NodeId:
+        self._live()
+        return NodeId(next(self._nodes))
+
+    def new_rdd_id(self) -> int:
+        return next(self._rdds)
+
+    def new_shuffle(self) -> tuple[ShuffleId, Fingerprint]:
+        shuffle = ShuffleId(next(self._shuffles))
+        return shuffle, Fingerprint(self._fingerprint_seed + shuffle.to_bytes(8, "big"))
+
+    def run(
+        self,
+        node: Node,
+        function: Callable[[int, Iterator[Any]], R],
+        partitions: Sequence[int] | None = None,
+    ) -> list[R]:
+        """One job; the results in the order of ``partitions`` (None: all)."""
+        driver = self._live()
+        self._drop_unreferenced(driver)
+        properties = self._properties()
+        sent = {**properties, files.PROPERTY: self._files.text} if self._files.text else dict(properties)
+        with broadcast.collecting() as used:  # held until the job has ended
+            handle = driver.submit(
+                node,
+                function,
+                partitions,
+                name=_job_name(),
+                properties=sent,
+                pool=properties.get(_POOL) or "default",
+                group=properties.get(_GROUP),
+                tags=frozenset(filter(None, properties.get(_TAGS, "").split(","))),
+            )
+        if used:
+            self._keep_for_shuffles(node, used)
+        return handle.result()
+
+    def run_each(
+        self,
+        node: Node,
+        function: Callable[[int, Iterator[Any]], R],
+        partitions: Sequence[int],
+        prefetch: bool = False,
+    ) -> Iterator[R]:
+        """One job per partition, each when it is asked for; ``prefetch`` lets the next run ahead."""
+        if not prefetch:
+            for partition in partitions:
+                yield self.run(node, function, [partition])[0]
+            return
+        waiting: deque[_Ahead] = deque()
+        for partition in partitions:
+            waiting.append(_Ahead(self, node, function, partition))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def track(self, thing: ShuffleDependency | Node) -> None:
+        """Release what executors hold for a shuffle or a persisted node once nothing refers to it."""
+        if not self._settings.reference_tracking or thing in self._tracked:
+            return
+        self._tracked.add(thing)
+        shuffle = thing.shuffle if isinstance(thing, ShuffleDependency) else None
+        node = None if isinstance(thing, ShuffleDependency) else thing.id
+        weakref.finalize(thing, _data_gone, weakref.ref(self), shuffle, node).atexit = False
+
+    def unpersist(self, node: Node, blocking: bool) -> None:
+        self._live().release(nodes=(node.id,))
+
+    def _keep_for_shuffles(self, target: Node, used: Mapping[int, Broadcast[Any]]) -> None:
+        """A shuffle's functions are pickled once and may run again: what they refer to stays."""
+        stack, seen = [target], {target.id}
+        while stack:
+            for dependency in stack.pop().dependencies:
+                if isinstance(dependency, ShuffleDependency):
+                    self._used_by_shuffle.setdefault(dependency, {}).update(used)
+                parent = dependency.parent
+                if parent is not None and parent.id not in seen:
+                    seen.add(parent.id)
+                    stack.append(parent)
+
+    # --- The Owner of broadcasts (broadcast.py) ---
+
+    def put_block(self, kind: str, name: bytes, chunks: Iterable[bytes]) -> BlockRef:
+        """A block in the driver's store."""
+        driver = self._live()
+        self._drop_unreferenced(driver)
+        return driver.put_block(kind, name, chunks)
+
+    def forget_broadcast(self, bid: int, block: BlockRef | None) -> None:
+        driver = self._live()
+        driver.release(broadcasts=(bid,))
+        if block is not None:
+            driver.drop_block(block)
+
+    def _drop_unreferenced(self, driver: Driver) -> None:
+        while self._unreferenced:
+            driver.drop_block(self._unreferenced.popleft())
+
+
+_LOG_LEVELS = {
+    "ALL": 1,
+    "TRACE": 5,
+    "DEBUG": logging.DEBUG,
+    "INFO": logging.INFO,
+    "WARN": logging.WARNING,
+    "ERROR": logging.ERROR,
+    "FATAL": logging.CRITICAL,
+    "OFF": logging.CRITICAL + 10,
+}
+
+
+class _Ahead:
+    """A job of one partition that runs in a thread of its own, with its caller's properties."""
+
+    def __init__(
+        self, sc: SparkContext, node: Node, function: Callable[[int, Iterator[Any]], Any], partition: int
+    ) -> None:
+        self._answer: list[Any] = []
+        self._error: BaseException | None = None
+        properties = dict(sc._properties())
+
+        def work() -> None:
+            SparkContext._set_local_properties(properties)
+            try:
+                self._answer = sc.run(node, function, [partition])
+            except BaseException as error:  # handed on to the thread that asks
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="spark-ft-prefetch", daemon=True)
+        self._thread.start()
+
+    def result(self) -> Any:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._answer[0]
+
+
+def _partition_list(function: Callable[[Iterator[Any]], Iterable[Any]], _: int, records: Any) -> list[Any]:
+    return list(function(records))
+
+
+def _assert_on_driver() -> None:
+    if TaskContext.get() is not None:
+        raise PySparkRuntimeError(errorClass="CONTEXT_ONLY_VALID_ON_DRIVER", messageParameters={})
+
+
+def _refuse_second(other: SparkContext | None) -> None:
+    if other is not None:
+        function, path, line = other._callsite
+        raise ValueError(
+            "Cannot run multiple SparkContexts at once; existing SparkContext"
+            f"(app={other.appName}, master={other.master}) created by {function} at {path}:{line} "
+        )
+
+
+def _callsite() -> tuple[str, str, int]:
+    """(the last function of this package, file, line) of the call that led here from outside."""
+    frame: types.FrameType | None = sys._getframe(1)
+    function = ""
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        function, frame = frame.f_code.co_name, frame.f_back
+    if frame is None:
+        return function, "", 0
+    return function, frame.f_code.co_filename, frame.f_lineno
+
+
+def _job_name() -> str:
+    """As Spark names jobs: ``collect at program.py:12``."""
+    function, path, line = _callsite()
+    return f"{function} at {os.path.basename(path)}:{line}"
+
+
+def _executor_environment(conf: SparkConf) -> dict[str, str]:
+    prefix = "spark.executorEnv."
+    return {key.removeprefix(prefix): value for key, value in conf.getAll() if key.startswith(prefix)}
+
+
+def _listed(conf: SparkConf, key: str) -> list[str]:
+    return [item.strip() for item in conf.get(key, "").split(",") if item.strip()]
+
+
+def _checked_tag(tag: str) -> str:
+    if not tag or "," in tag:
+        raise ValueError(f"Spark job tag cannot be empty or contain ',': {tag!r}")
+    return tag
+
+
+def _report_unknown(conf: SparkConf) -> None:
+    """A misspelt key of our own would be silently without effect."""
+    for key, _ in conf.getAll():
+        if key.startswith("spark.ft.") and key not in known_keys():
+            _log.warning("unknown setting %s is kept but has no effect", key)
+
+
+def _data_gone(sc: weakref.ref[SparkContext], shuffle: ShuffleId | None, node: NodeId | None) -> None:
+    """A finalizer: ``release`` only posts an event, so it may run anywhere."""
+    context = sc()
+    driver = None if context is None else context._driver
+    if driver is not None:
+        driver.release(() if shuffle is None else (shuffle,), () if node is None else (node,))
+
+
+def _broadcast_gone(sc: weakref.ref[SparkContext], bid: int, block: BlockRef) -> None:
+    """A finalizer: the block itself is dropped by the next call that may write to the store."""
+    context = sc()
+    driver = None if context is None else context._driver
+    if context is not None and driver is not None:
+        driver.release(broadcasts=(bid,))
+        context._unreferenced.append(block)
+
+
+def _stop_at_exit() -> None:
+    active = SparkContext._active_spark_context
+    if active is not None:
+        active.stop()
+
+
+def _forget_after_fork() -> None:
+    """In the child of a fork: sockets, threads and executors belong to the parent alone."""
+    SparkContext._lock = threading.RLock()
+    inherited, SparkContext._active_spark_context = SparkContext._active_spark_context, None
+    if inherited is not None:
+        inherited._driver = None
+        inherited._ended = "belongs to the process that this one was forked from"
+
+
+atexit.register(_stop_at_exit)
+os.register_at_fork(after_in_child=_forget_after_fork)
