@@ -1,0 +1,430 @@
+"""One LMDB environment as a thing that takes and gives bytes: the only ``import lmdb``.
+
+What LMDB asks of us, and where it is kept:
+
+- One writer per environment: a store belongs to one process, which alone opens it for writing.
+- Never the same environment twice in one process (closing one would drop the other's locks): all
+  opens go through a registry by inode.
+- Never after fork: the child drops every handle without closing it.
+- No transaction across user code, none held long: ``Segment`` has no method that hands one out;
+  whatever is read is copied out or visited within one call.
+- A transaction is never torn by a task's kill: each runs inside ``interrupts.shielded``.
+- A file shorter than its meta page claims kills the reader by SIGBUS: it is refused before opening.
+- Keys have at most 511 bytes.
+- ``lmdb.Error`` never leaves this module.
+
+Durability: ``sync=False`` survives any death of processes, since the page cache is the kernel's,
+and not a crash of the machine; ``sync=True`` survives both at some 300 us a commit.  ``writemap`` is
+off always: it wins nothing on fresh files and lays the map open to stray writes of native code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from spark_ft import interrupts
+from spark_ft.errors import BlockCorrupt, BlockMissing, StorageError, StoreFull
+
+T = TypeVar("T")
+View = bytes | memoryview
+Get = Callable[[bytes], memoryview | None]  # views die with the transaction they were got in
+
+FORMAT_KEY = b"\x00format"
+FORMAT = b"spark_ft store 1"
+MAX_READERS = 510  # slots of the lock table; one is used per open read transaction of a process
+OPEN_SEGMENTS_MAX = 256  # for reading, in one process: each takes one or two file descriptors
+
+_DATA, _LOCK, _CLOSED = "data.mdb", "lock.mdb", "closed"
+_META_MAGIC = 0xBEEFC0DE
+_MAP_BYTES_MAX = 1 << 46
+_FULL_ERRNOS = ("No space left", "quota exceeded", "File too large")
+
+
+class SegmentFull(Exception):  # noqa: N818 - a turn in the road, not an error: the store rolls on
+    """The map has no room for this transaction; nothing of it was written."""
+
+
+def whole() -> contextlib.AbstractContextManager[None]:
+    """Shield from a kill, which comes to the main thread alone; other threads need none."""
+    if threading.current_thread() is threading.main_thread():
+        return interrupts.shielded()
+    return contextlib.nullcontext()
+
+
+class Segment:
+    """One open environment.  Any thread may call any method."""
+
+    def __init__(self, path: Path, env: lmdb.Environment, inode: tuple[int, int], writable: bool) -> None:
+        self.path = path
+        self.inode = inode
+        self.writable = writable
+        self._env: lmdb.Environment | None = env
+        self._lock = threading.RLock()
+
+    # --- Reading ---
+
+    def read(self, visit: Callable[[Get], T]) -> T:
+        """Call ``visit(get)`` in one short read transaction; ``visit`` copies out what it keeps.
+
+        Raises BlockCorrupt when the tree is damaged in a way that LMDB notices.
+        """
+        with whole(), self._lock:
+            for last in (False, True):
+                try:
+                    with self._open_env().begin(buffers=True) as txn:
+                        return visit(txn.get)
+                except lmdb.ReadersFullError:  # slots of killed processes: clear them, once
+                    if last:
+                        raise StorageError(
+                            f"all {MAX_READERS} reader slots of {self.path} are taken"
+                        ) from None
+                    self._open_env().reader_check()
+                except lmdb.Error as error:
+                    raise BlockCorrupt(f"{self.path}: {error}") from None
+        raise AssertionError("unreachable")
+
+    def get(self, key: bytes) -> bytes | None:
+        """A copy of one value."""
+
+        def copy(get: Get) -> bytes | None:
+            value = get(key)
+            return None if value is None else bytes(value)
+
+        return self.read(copy)
+
+    def keys(self, prefix: bytes) -> list[bytes]:
+        """All keys that begin with ``prefix``, in order; touches no large value."""
+        with whole(), self._lock:
+            try:
+                with self._open_env().begin(buffers=False) as txn:
+                    return list(_keys(txn, prefix))
+            except lmdb.Error as error:
+                raise BlockCorrupt(f"{self.path}: {error}") from None
+
+    # --- Writing (the store's own process) ---
+
+    def write(self, puts: Sequence[tuple[bytes, View]] = (), delete_prefixes: Iterable[bytes] = ()) -> None:
+        """One transaction: all of it or nothing.
+
+        Raises SegmentFull when the map has no room, StoreFull when the disk has none.
+        """
+        with whole(), self._lock:
+            try:
+                with self._open_env().begin(write=True, buffers=False) as txn:
+                    for prefix in delete_prefixes:
+                        for key in list(_keys(txn, prefix)):
+                            txn.delete(key)
+                    for key, value in puts:
+                        txn.put(key, value)
+            except (lmdb.MapFullError, lmdb.TxnFullError):
+                raise SegmentFull from None
+            except lmdb.Error as error:
+                needed = sum(len(value) for _, value in puts)
+                raise _translated(error, self.path, needed) from None
+
+    def sync(self) -> None:
+        """Force all that was committed to the disk."""
+        with whole(), self._lock:
+            try:
+                self._open_env().sync(True)
+            except lmdb.Error as error:
+                raise _translated(error, self.path, 0) from None
+
+    # --- Housekeeping ---
+
+    def reader_check(self) -> int:
+        """Free the reader slots of dead processes, which would pin old pages (ST-5).  Returns how many."""
+        with whole(), self._lock:
+            try:
+                return int(self._open_env().reader_check())
+            except lmdb.Error as error:
+                raise StorageError(f"{self.path}: {error}") from None
+
+    def compact_to(self, directory: Path) -> None:
+        """Copy what is live into a new environment in ``directory``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        with whole(), self._lock:
+            try:
+                self._open_env().copy(str(directory), compact=True)
+            except lmdb.Error as error:
+                raise _translated(error, directory, 0) from None
+
+    def close(self) -> None:
+        """Close and forget; a second call does nothing."""
+        with whole(), _registry.lock, self._lock:
+            _registry.forget(self)
+            if self._env is not None:
+                self._env.close()
+                self._env = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._env is not None
+
+    def _open_env(self) -> lmdb.Environment:
+        if self._env is None:
+            raise BlockMissing(f"{self.path} is closed in this process")
+        return self._env
+
+    def _abandon(self) -> None:
+        """In a forked child: the handle is the parent's, so keep it from ever being closed here."""
+        _abandoned.append(self._env)
+        self._env = None
+        self._lock = threading.RLock()
+
+
+def _keys(txn: Any, prefix: bytes) -> Iterable[bytes]:
+    cursor = txn.cursor()
+    if cursor.set_range(prefix):
+        for key in cursor.iternext(values=False):
+            if not key.startswith(prefix):
+                return
+            yield key
+
+
+def _translated(error: lmdb.Error, path: Path, needed_bytes: int) -> StorageError:
+    """Our word for LMDB's: no space is the host's trouble, the rest is the store's."""
+    text = str(error)
+    if any(sign in text for sign in _FULL_ERRNOS):
+        free_bytes = free_space(path)
+        return StoreFull(f"{path}: {needed_bytes} bytes needed, {free_bytes} free", needed_bytes, free_bytes)
+    return StorageError(f"{path}: {text}")
+
+
+def free_space(path: Path) -> int:
+    """Bytes that an ordinary user may still write where ``path`` is; 0 when it cannot be asked."""
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return 0
+    return status.f_bavail * status.f_frsize
+
+
+# --- The registry ---------------------------------------------------------------------------
+
+
+class _Registry:
+    """Every open segment of this process, by inode and by path."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.by_inode: dict[tuple[int, int], Segment] = {}
+        self.by_path: dict[str, Segment] = {}  # oldest use first, as far as opens tell
+        self.opens = 0
+
+    def add(self, segment: Segment) -> None:
+        self.by_inode[segment.inode] = segment
+        self.by_path[str(segment.path)] = segment
+
+    def forget(self, segment: Segment) -> None:
+        if self.by_inode.get(segment.inode) is segment:
+            del self.by_inode[segment.inode]
+        for path in [path for path, known in self.by_path.items() if known is segment]:
+            del self.by_path[path]
+
+    def make_room(self) -> None:
+        """Before another open: now and then look for unlinked files, and never hold too many."""
+        self.opens += 1
+        if self.opens % 64 == 0:
+            sweep()
+        readers = [segment for segment in self.by_inode.values() if not segment.writable]
+        for segment in readers[: max(0, len(readers) - OPEN_SEGMENTS_MAX + 1)]:
+            segment.close()
+
+
+_registry = _Registry()
+_abandoned: list[lmdb.Environment | None] = []  # a forked child's inheritance, never touched
+
+
+def _after_fork_in_child() -> None:
+    """ST-12: the parent's environments are dead here; a child may open its own anew."""
+    global _registry
+    for segment in list(_registry.by_inode.values()):
+        segment._abandon()
+    _registry = _Registry()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def sweep() -> None:
+    """Close what was opened for reading and has been unlinked or replaced since: its space comes free."""
+    with _registry.lock:
+        for segment in list(_registry.by_inode.values()):
+            if not segment.writable and _inode(segment.path) != segment.inode:
+                segment.close()
+
+
+def create_segment(path: Path, map_bytes: int, sync: bool) -> Segment:
+    """A new, empty environment in the new directory ``path``, open for writing.
+
+    Raises StoreFull, or StorageError (STORE_NOT_WRITABLE) when the directory cannot be had.
+    """
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise os_error(error, path) from None
+    with whole(), _registry.lock:
+        _registry.make_room()
+        try:
+            env = lmdb.open(
+                str(path),
+                map_size=map_bytes,
+                sync=sync,
+                metasync=sync,
+                writemap=False,
+                meminit=False,
+                max_readers=MAX_READERS,
+                max_spare_txns=2,
+            )
+        except lmdb.Error as error:
+            raise _translated(error, path, 0) from None
+        inode = _inode(path)
+        assert inode is not None, "the file was created just now"
+        segment = Segment(path, env, inode, writable=True)
+        _registry.add(segment)
+    segment.write([(FORMAT_KEY, FORMAT)])
+    return segment
+
+
+def open_segment(path: Path) -> Segment:
+    """The environment at ``path``, for reading; the one already open in this process if there is one.
+
+    A closed segment never changes and is opened without the lock table; so is one whose lock file is
+    gone: what is read from it is verified anyhow.  Raises BlockMissing when there is no such
+    segment, BlockCorrupt when its file is damaged, StorageError (STORE_FORMAT) when it is another version's.
+    """
+    with whole(), _registry.lock:
+        known = _registry.by_path.get(str(path))
+        if known is not None and known.is_open:
+            return known
+        inode = _inode(path)
+        if inode is None:
+            raise BlockMissing(f"there is no segment {path}")
+        known = _registry.by_inode.get(inode)
+        if known is not None and known.is_open:
+            _registry.by_path[str(path)] = known
+            return known
+        map_bytes = _checked_map_bytes(path)
+        _registry.make_room()
+        segment = Segment(path, _open_readonly(path, map_bytes), inode, writable=False)
+        _registry.add(segment)
+        try:
+            _check_format(segment)
+        except BaseException:
+            segment.close()
+            raise
+        return segment
+
+
+def _open_readonly(path: Path, map_bytes: int) -> lmdb.Environment:
+    active = not (path / _CLOSED).exists() and os.access(path / _LOCK, os.R_OK | os.W_OK)
+    try:
+        return lmdb.open(
+            str(path),
+            map_size=map_bytes,
+            readonly=True,
+            create=False,
+            lock=active,
+            max_readers=MAX_READERS,
+            max_spare_txns=2,
+        )
+    except lmdb.Error as error:
+        raise BlockCorrupt(f"{path}: {error}") from None
+
+
+def take_over(path: Path) -> Segment:
+    """Open a dead writer's segment for writing, to clean it.  Raises as ``open_segment``."""
+    with whole(), _registry.lock:
+        inode = _inode(path)
+        if inode is None:
+            raise BlockMissing(f"there is no segment {path}")
+        known = _registry.by_inode.get(inode)
+        if known is not None:
+            known.close()
+        map_bytes = _checked_map_bytes(path)
+        try:
+            env = lmdb.open(
+                str(path), map_size=map_bytes, sync=False, metasync=False, max_readers=MAX_READERS
+            )
+        except lmdb.Error as error:
+            raise BlockCorrupt(f"{path}: {error}") from None
+        segment = Segment(path, env, inode, writable=True)
+        _registry.add(segment)
+        return segment
+
+
+def mark_closed(path: Path) -> None:
+    """From now on nobody writes to the segment at ``path``."""
+    try:
+        (path / _CLOSED).touch()
+    except OSError as error:
+        raise os_error(error, path) from None
+
+
+def is_closed(path: Path) -> bool:
+    return (path / _CLOSED).exists()
+
+
+def os_error(error: OSError, path: Path, needed_bytes: int = 0) -> StorageError:
+    """Our word for what the file system says."""
+    if any(sign in str(error) for sign in _FULL_ERRNOS):
+        free_bytes = free_space(path.parent)
+        return StoreFull(f"{path}: {needed_bytes} bytes needed, {free_bytes} free", needed_bytes, free_bytes)
+    return StorageError(f"{path}: {error}", "STORE_NOT_WRITABLE")
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path / _DATA)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _check_format(segment: Segment) -> None:
+    found = segment.get(FORMAT_KEY)
+    if found is None:
+        raise BlockCorrupt(f"{segment.path} has no format version")
+    if found != FORMAT:
+        raise StorageError(f"{segment.path} is of format {found!r}, this is {FORMAT!r}", "STORE_FORMAT")
+
+
+def _checked_map_bytes(path: Path) -> int:
+    """The map size that the newer meta page names.  Raises BlockCorrupt when the file is too short for it.
+
+    LMDB keeps two meta pages, at pages 0 and 1: after a page header of 16 bytes come magic and version
+    (4 bytes each), an address and the map size (8 each), two database records (48 each; the first one
+    begins with the page size), the last page in use and the transaction's number (8 each).
+    """
+    try:
+        with open(path / _DATA, "rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            head = file.read(152)
+            if len(head) < 152:
+                raise BlockCorrupt(f"{path}: a file of {size_bytes} bytes is no environment")
+            (page_bytes,) = struct.unpack_from("<I", head, 40)
+            file.seek(page_bytes)
+            metas = [head, file.read(152)]
+    except OSError as error:
+        raise BlockMissing(f"{path}: {error}") from None
+    found: list[tuple[int, int, int]] = []
+    for meta in metas:
+        if len(meta) == 152 and struct.unpack_from("<I", meta, 16)[0] == _META_MAGIC:
+            (map_bytes,) = struct.unpack_from("<Q", meta, 32)
+            last_page, transaction = struct.unpack_from("<QQ", meta, 136)
+            found.append((transaction, last_page, map_bytes))
+    if len(found) < 2:
+        raise BlockCorrupt(f"{path}: a meta page is damaged")
+    _, last_page, map_bytes = max(found)
+    if size_bytes < (last_page + 1) * page_bytes or not page_bytes <= map_bytes <= _MAP_BYTES_MAX:
+        raise BlockCorrupt(f"{path}: {size_bytes} bytes, but its meta page speaks of page {last_page}")
+    return int(map_bytes)

@@ -1,0 +1,275 @@
+"""Reading blocks, from this machine's stores or as another host's block server sent them.
+
+The reader verifies: what it hands out is what was written, or it raises.  A read never holds a
+transaction across a yield; at most one chunk is copied out at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import msgpack  # type: ignore[import-untyped]  # it ships no types
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from spark_ft import rows
+from spark_ft.errors import BlockCorrupt, BlockExpired, BlockIncomplete, BlockMissing, StorageError
+from spark_ft.ids import HostId
+from spark_ft.protocol.messages import BlockRef, MapStatus
+from spark_ft.storage import layout, lmdb_env
+from spark_ft.storage.layout import Manifest, OutputKey, Row
+from spark_ft.storage.lmdb_env import Segment
+
+
+class StoreReader:
+    """Reads the stores of hosts whose directories can be reached by path.
+
+    ``roots`` maps a host to its root; it may grow meanwhile.  Open environments are shared by
+    the whole process (lmdb_env.py), so readers are cheap; any thread may use one.
+    """
+
+    def __init__(self, roots: Mapping[HostId, Path]) -> None:
+        self.roots = roots
+
+    def slice(
+        self, host: HostId, store: str, segment: int, key: OutputKey, reduce_index: int
+    ) -> Iterator[bytes]:
+        """What a map output holds for one reduce partition, as buffers of whole batches in order.
+
+        Row count and checksum of the whole are verified when the last has been taken; each batch proves
+        itself when it is decoded.  Raises BlockMissing, BlockExpired, BlockCorrupt, BlockIncomplete.
+        """
+        path = self._store(host, store)
+        row, spans = self._locate(host, path, segment, key, reduce_index)
+        prefix = b"c" + key.pack()
+        return _verified(self._extent(path, prefix, spans, row), row.length, row.rows, row.checksum)
+
+    def open_slice(
+        self, host: HostId, store: str, segment: int, key: OutputKey, reduce_index: int
+    ) -> Iterator[bytes]:
+        """The same as one head and raw pieces of at most 1 MiB, for ``receive_slice`` at the other end."""
+        path = self._store(host, store)
+        row, spans = self._locate(host, path, segment, key, reduce_index)
+        echo = key.pack()
+        yield layout.SLICE_HEAD.pack(
+            layout.SLICE_MAGIC, echo, reduce_index, row.length, row.rows, row.checksum
+        )
+        yield from self._extent(path, b"c" + echo, spans, row)
+
+    def block(self, ref: BlockRef) -> Iterator[bytes]:
+        """The bytes of a block, chunk by chunk, each verified before it is handed out.
+
+        Raises BlockMissing, BlockExpired, BlockCorrupt.
+        """
+        path = self._store(ref.host, ref.store)
+        try:
+            head = self._segment(path, ref.segment).read(lambda get: layout.opened(get, ref.key))
+            if head is None:
+                raise BlockMissing(f"{path} holds no block {ref.key!r}")
+            size_bytes, checksum, spans = layout.unpacked(head)
+            if (size_bytes, checksum) != (ref.size_bytes, ref.checksum):
+                raise BlockCorrupt(f"block {ref.key!r} of {path} is another one than {ref}")
+        except BlockMissing as missing:
+            raise self._gone(ref.host, ref.key, missing) from None
+        got, digest, prefix = 0, xxh3_64(), b"d" + ref.key
+        for chunk_no in itertools.count():
+            if got >= size_bytes:
+                break
+            payload = self._chunk(path, spans, prefix, chunk_no)
+            got += len(payload)
+            digest.update(payload)
+            yield payload
+        if got != size_bytes or digest.intdigest() != checksum:
+            raise BlockCorrupt(f"block {ref.key!r} of {path} has {got} of {size_bytes} bytes, or others")
+
+    def outputs(self, host: HostId, store: str, deep: bool = False) -> list[MapStatus]:
+        """Every map output that a store holds committed, as its writer would have reported it.
+
+        ``deep`` verifies each byte too.  Manifests that do not verify are left out: what
+        they spoke of counts as lost.  Touching a damaged environment may kill the process, so after
+        a writer's death this runs in a disposable child (ST-9).
+        """
+        path = self._store(host, store)
+        found = []
+        for number in layout.segment_numbers(path):
+            try:
+                segment = self._segment(path, number)
+                keys = segment.keys(b"m")
+            except StorageError:
+                continue
+            for item in keys:
+                try:
+                    manifest = segment.read(lambda get, item=item: layout.manifest(get, item, whole=deep))  # type: ignore[misc]
+                    if deep:
+                        self._verify(path, manifest)
+                except StorageError:
+                    continue
+                key = manifest.key
+                found.append(
+                    MapStatus(
+                        manifest.shuffle,
+                        key.generation,
+                        key.map_index,
+                        host,
+                        store,
+                        number,
+                        key.attempt,
+                        manifest.size_bytes,
+                        manifest.row_count,
+                        manifest.checksum,
+                        manifest.accums,
+                    )
+                )
+        return found
+
+    def _verify(self, path: Path, manifest: Manifest) -> None:
+        prefix = b"c" + manifest.key.pack()
+        for row in manifest.table:
+            for _ in _verified(
+                self._extent(path, prefix, manifest.spans, row), row.length, row.rows, row.checksum
+            ):
+                pass
+
+    def _locate(
+        self, host: HostId, path: Path, segment: int, key: OutputKey, reduce_index: int
+    ) -> tuple[Row, list[list[int]]]:
+        item = b"m" + key.pack()
+        try:
+            manifest = self._segment(path, segment).read(lambda get: layout.manifest(get, item, reduce_index))
+        except BlockMissing as missing:
+            raise self._gone(host, key.fingerprint, missing) from None
+        return manifest.table[0], manifest.spans
+
+    def _gone(self, host: HostId, name: bytes, missing: BlockMissing) -> StorageError:
+        """Why it is not there: dropped on purpose, or unknown."""
+        if name in layout.read_expired(self.roots[host]):
+            return BlockExpired(f"dropped on purpose: {missing.getMessage()}")
+        return missing
+
+    def _store(self, host: HostId, store: str) -> Path:
+        root = self.roots.get(host)
+        if root is None:
+            raise BlockMissing(f"the stores of host {host} cannot be reached by path")
+        if "/" in store or store.startswith("."):
+            raise BlockMissing(f"{store!r} is not the name of a store")
+        return root / "stores" / store
+
+    def _segment(self, path: Path, number: int) -> Segment:
+        return lmdb_env.open_segment(layout.segment_path(path, number))
+
+    def _extent(self, path: Path, prefix: bytes, spans: list[list[int]], row: Row) -> Iterator[bytes]:
+        """The bytes of a table row, chunk by chunk; each is copied out, no transaction stays open."""
+        left, offset = row.length, row.offset
+        for chunk_no in itertools.count(row.first_chunk):
+            if left <= 0:
+                return
+            piece = self._chunk(path, spans, prefix, chunk_no, offset, left)
+            if not piece:
+                raise BlockCorrupt(f"chunk {chunk_no} of {path} ends early")
+            yield piece
+            left -= len(piece)
+            offset = 0
+
+    def _chunk(
+        self,
+        path: Path,
+        spans: list[list[int]],
+        prefix: bytes,
+        chunk_no: int,
+        offset: int = 0,
+        size: int | None = None,
+    ) -> bytes:
+        """A chunk's payload, verified; or ``size`` bytes from ``offset`` on, which the caller verifies."""
+        number = next((segment for segment, first in reversed(spans) if first <= chunk_no), -1)
+        key = prefix + layout.CHUNK_NO.pack(chunk_no)
+        try:
+            return self._segment(path, number).read(lambda get: layout.payload(get, key, offset, size))
+        except BlockMissing as missing:  # its manifest was there: not unknown, but torn
+            raise BlockCorrupt(f"a manifest names what is not there: {missing.getMessage()}") from None
+
+
+def _verified(pieces: Iterator[bytes], length: int, row_count: int, checksum: int) -> Iterator[bytes]:
+    """Cut raw pieces at batch borders; at the end length, rows and checksum must be the promised ones."""
+    digest = xxh3_64()
+    got = found_rows = have = needed = 0
+    parts: list[bytes] = []
+    for piece in pieces:
+        got += len(piece)
+        if got > length:
+            raise BlockCorrupt(f"more than the promised {length} bytes")
+        digest.update(piece)
+        parts.append(piece)
+        have += len(piece)
+        if have < needed:  # a batch larger than a piece: joined once, when it is whole
+            continue
+        buffer = parts[0] if len(parts) == 1 else b"".join(parts)
+        end, seen, needed = rows.whole_batches(buffer)
+        found_rows += seen
+        have -= end
+        parts = [buffer[end:]] if have else []
+        if end:
+            yield buffer if not have else buffer[:end]
+    if got != length or digest.intdigest() != checksum:
+        raise BlockCorrupt(f"{got} of {length} bytes, or others than were written")
+    if have or found_rows != row_count:
+        raise BlockIncomplete(f"{found_rows} of {row_count} rows")
+
+
+# --- Over the wire --------------------------------------------------------------------------
+
+
+def pack_slice(store: str, segment: int, key: OutputKey, reduce_index: int) -> bytes:
+    """The request for one slice, opaque to the transport."""
+    request: bytes = msgpack.packb(["slice", store, segment, key.pack(), reduce_index])
+    return request
+
+
+def pack_block(ref: BlockRef) -> bytes:
+    """The request for one block, opaque to the transport."""
+    request: bytes = msgpack.packb(["block", ref.store, ref.segment, ref.key, ref.size_bytes, ref.checksum])
+    return request
+
+
+def serve(reader: StoreReader, host: HostId) -> Callable[[bytes], Iterator[bytes]]:
+    """What a block server does with a request: the pieces of the answer, each of at most 1 MiB.
+
+    The iterator raises the StorageErrors of ``StoreReader``; a request that is none is BlockMissing.
+    """
+
+    def answer(request: bytes) -> Iterator[bytes]:
+        try:
+            what, store, segment, key, *rest = msgpack.unpackb(request)
+            if what == "slice":
+                (reduce_index,) = rest
+                output = OutputKey(*layout.OUTPUT_KEY.unpack(key))
+                return reader.open_slice(host, store, segment, output, reduce_index)
+            size_bytes, checksum = rest
+            return reader.block(BlockRef(host, store, segment, key, size_bytes, checksum))
+        except (ValueError, TypeError, struct.error) as error:
+            raise BlockMissing(f"not a request: {error}") from None
+
+    return answer
+
+
+def receive_slice(pieces: Iterator[bytes], key: OutputKey, reduce_index: int) -> Iterator[bytes]:
+    """Verify what a block server sent for a slice: the same as ``StoreReader.slice`` gives.
+
+    Raises BlockCorrupt, BlockIncomplete.
+    """
+    head = next(pieces, b"")
+    if len(head) != layout.SLICE_HEAD.size:
+        raise BlockCorrupt(f"an answer that begins with {len(head)} bytes")
+    magic, echo, index, length, row_count, checksum = layout.SLICE_HEAD.unpack(head)
+    if (magic, echo, index) != (layout.SLICE_MAGIC, key.pack(), reduce_index):
+        raise BlockCorrupt("the answer is to another request")
+    return _verified(pieces, length, row_count, checksum)
+
+
+def receive_block(pieces: Iterable[bytes], ref: BlockRef) -> bytes:
+    """Verify what a block server sent for a block.  Raises BlockCorrupt."""
+    data = b"".join(pieces)
+    if len(data) != ref.size_bytes or xxh3_64_intdigest(data) != ref.checksum:
+        raise BlockCorrupt(f"{len(data)} of {ref.size_bytes} bytes, or others than were written")
+    return data
