@@ -77,12 +77,26 @@ class Net:
         socket.endpoint = socket.raw.getsockopt_string(zmq.LAST_ENDPOINT)
         return socket
 
-    def dealer(self, identity: str, endpoint: str, max_bytes: int, *, hwm: int = _CONTROL_HWM) -> Socket:
-        """Connect to ``endpoint``, now or whenever somebody listens there."""
+    def dealer(
+        self,
+        identity: str,
+        endpoint: str,
+        max_bytes: int,
+        *,
+        hwm: int = _CONTROL_HWM,
+        monitored: bool = False,
+    ) -> Socket:
+        """Connect to ``endpoint``, now or whenever somebody listens there.  No ``identity``: the router
+        draws one for each connection."""
         socket = self._socket(zmq.DEALER, endpoint, max_bytes, hwm)
-        if identity:
-            socket.raw.setsockopt(zmq.ROUTING_ID, identity.encode("ascii"))
         try:
+            if identity:
+                socket.raw.setsockopt(zmq.ROUTING_ID, identity.encode("ascii"))
+            if monitored:
+                events = zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_DISCONNECTED
+                monitor = socket.raw.get_monitor_socket(events)
+                monitor.setsockopt(zmq.LINGER, 0)
+                socket.monitor = Socket(self, monitor, endpoint)
             socket.raw.connect(endpoint)
         except zmq.ZMQError as error:
             socket.close()
@@ -136,6 +150,7 @@ class Socket:
         self._net = net
         self.raw = raw
         self.endpoint = endpoint
+        self.monitor: Socket | None = None  # tells what becomes of the connection: ``connection_event``
 
     def send(self, *parts: bytes | memoryview) -> str:
         """SENT, or why it was not: UNREACHABLE (a ROUTER knows no such peer) or FULL."""
@@ -169,7 +184,18 @@ class Socket:
     def close(self) -> None:
         if not self._net.forked:
             self._net.forget(self)
+            if self.monitor is not None:
+                self.raw.disable_monitor()
+                self.monitor.close()
             self.raw.close()
+
+
+def connection_event(parts: list[bytes]) -> str:
+    """What a monitor's message says: ``up``, ``refused`` (nobody listens; tried again) or ``down``."""
+    number = int.from_bytes(parts[0][:2], sys.byteorder)
+    if number == zmq.EVENT_CONNECTED:
+        return "up"
+    return "refused" if number == zmq.EVENT_CONNECT_RETRIED else "down"
 
 
 class Waiter:
