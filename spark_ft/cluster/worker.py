@@ -24,7 +24,6 @@ Invariants (``check_invariants``)
 from __future__ import annotations
 
 import hashlib
-import signal
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -77,7 +76,8 @@ PAUSE_S = 30.0  # after giving up (EX-12)
 TERM_GRACE_S = 0.5  # from SIGTERM to SIGKILL when an application is released
 EXIT_FENCED = 71
 
-_BY_HAND = frozenset({int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGHUP)})
+SIGHUP, SIGINT, SIGKILL, SIGTERM = 1, 2, 9, 15  # numbers: sending them is the host's affair
+_BY_HAND = frozenset({SIGHUP, SIGINT, SIGKILL, SIGTERM})
 
 
 @dataclass(slots=True)
@@ -196,7 +196,7 @@ class WorkerCore:
                 found = self._app_of(executor)
                 if found is not None and found.assignment.driver == sender:
                     out.append(Note("executor_killed_on_request", {"executor": executor, "why": why}))
-                    out.append(KillProcess(executor, signal.SIGKILL))
+                    out.append(KillProcess(executor, SIGKILL))
             case DropShuffles(fingerprints):
                 out.append(DropStores(fingerprints=tuple(fingerprints)))
             case WorkerRegistered():
@@ -219,7 +219,7 @@ class WorkerCore:
         if app is not None and app.assignment.driver != wanted.driver:
             for executor, child in app.children.items():
                 child.surplus = True
-                out.append(KillProcess(executor, signal.SIGKILL))
+                out.append(KillProcess(executor, SIGKILL))
         if app is None or app.assignment.driver != wanted.driver:
             out.append(WatchProcess(wanted.driver, wanted.driver_pid))
             if wanted.driver != self._granter:
@@ -233,7 +233,7 @@ class WorkerCore:
         live = [executor for executor, child in app.children.items() if not child.surplus]
         for executor in live[wanted.count :]:
             app.children[executor].surplus = True
-            out.append(KillProcess(executor, signal.SIGTERM))
+            out.append(KillProcess(executor, SIGTERM))
 
     def _peer_gone(self, peer: Incarnation, why: str, now_s: float, out: list[Effect]) -> None:
         if self._has_manager and peer == self._granter:
@@ -254,7 +254,7 @@ class WorkerCore:
             return
         app.releasing = True
         app.kill_at_s = now_s + TERM_GRACE_S
-        out.extend(KillProcess(executor, signal.SIGTERM) for executor in app.children)
+        out.extend(KillProcess(executor, SIGTERM) for executor in app.children)
         self._released(app_id, app, out)
 
     def _released(self, app_id: AppId, app: _App, out: list[Effect]) -> None:
@@ -291,7 +291,7 @@ class WorkerCore:
         app.children[executor].spawned_s = now_s
         out.append(Send(app.assignment.driver, ExecutorSpawned(executor, pid)))
         if app.releasing or app.children[executor].surplus:  # its signal came before there was a process
-            out.append(KillProcess(executor, signal.SIGKILL))
+            out.append(KillProcess(executor, SIGKILL))
 
     def _exited(self, exited: ChildExited, now_s: float, out: list[Effect]) -> None:
         app = self._app_of(exited.executor)
@@ -344,7 +344,7 @@ class WorkerCore:
         for app in self._apps.values():
             if app.kill_at_s is not None and now_s >= app.kill_at_s:
                 app.kill_at_s = None
-                out.extend(KillProcess(executor, signal.SIGKILL) for executor in app.children)
+                out.extend(KillProcess(executor, SIGKILL) for executor in app.children)
             self._fill(app, now_s, out)
 
     def _beating(self) -> bool:

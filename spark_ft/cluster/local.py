@@ -1,0 +1,307 @@
+"""Clusters of one machine, owned by the driver: ``local[n]`` and ``local-cluster[w,c,m]``.
+
+    local[n]               driver ──starts──> worker: n executors       (the driver grants by itself)
+    local-cluster[w,c,m]   driver ──starts──> manager, w workers: c executors of m/c MiB each
+
+A worker is a "host" of its own (host-0 …) with its own stores.  Every process that is started here ends
+when its stdin does, which the kernel sees to however the driver ends.  A worker that dies is replaced
+under a new incarnation on the same host, so that the outputs that lie there are served again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from spark_ft.clock import BootClock
+from spark_ft.cluster.configuration import ManagerConfig, WorkerConfig
+from spark_ft.cluster.processes import Interpreter, StopWatching, watch_process
+from spark_ft.cluster.scratch import DRIVER_HOST, Scratch
+from spark_ft.cluster.worker import SIGKILL
+from spark_ft.errors import ClusterError, SettingsError
+from spark_ft.ids import AppId, HostId, Incarnation, new_incarnation
+from spark_ft.log import get_logger
+from spark_ft.protocol.effects import PeerGone, Received, ResourcesGranted
+from spark_ft.protocol.messages import AssignExecutors, ExecutorsUnavailable, RegisterApp
+from spark_ft.settings import Settings, environment
+from spark_ft.transport.host import Host
+
+STOP_S = 1.0  # from asking to SIGKILL
+SHORT_LIFE_S = 5.0  # a worker that dies sooner counts as a failed start …
+FAILED_STARTS_MAX = 3  # … and after so many in a row nobody is started any more
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a master URL asks for: ``workers`` hosts of ``executors`` processes with ``slots`` tasks each."""
+
+    workers: int
+    executors: int
+    slots: int
+    memory_bytes: int
+    managed: bool
+    max_failures: int
+
+
+def parse_master(settings: Settings) -> Layout:
+    """``local``, ``local[n]``, ``local[*]``, ``local[n,F]``, ``local-cluster[w,c,m]``.
+
+    Raises SettingsError (a ValueError) that names what could not be read.
+    """
+    master, slots = settings.master.strip(), settings.executor_cores
+    local = re.fullmatch(r"local(?:\[\s*(\d+|\*)\s*(?:,\s*(\d+)\s*)?\])?", master)
+    if local:
+        count = len(os.sched_getaffinity(0)) if local[1] == "*" else int(local[1] or 1)
+        failures = int(local[2] or 1)  # as in Spark: local[n] retries nothing that is blamed on the task
+        if count and failures:
+            slots = min(slots, count)
+            memory = settings.executor_memory_bytes
+            return Layout(1, max(1, count // slots), slots, memory, False, failures)
+    cluster = re.fullmatch(r"local-cluster\[\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\]", master)
+    if cluster:
+        workers, cores, memory_mib = map(int, cluster.groups())
+        if workers and cores and memory_mib:
+            slots = min(slots, cores)
+            executors = max(1, cores // slots)
+            memory = (memory_mib << 20) // executors
+            return Layout(workers, executors, slots, memory, True, settings.max_failures)
+    raise SettingsError(
+        f"Could not parse Master URL: '{settings.master}'; known are local, local[n], local[*], local[n,failures] "
+        "and local-cluster[workers,cores,memory in MiB]"
+    )
+
+
+@dataclass(slots=True)
+class _Process:
+    """One process that this cluster keeps alive; ``host`` is '' for the manager."""
+
+    host: str
+    me: Incarnation
+    interpreter: Interpreter
+    started_s: float
+    failed_starts: int = 0  # in a row, on this host
+    unwatch: StopWatching | None = None
+
+
+class LocalCluster:
+    """The processes of one application.  Starts interpreters at once, so that they come up while the
+    driver makes its own things; ``start`` tells them whom they work for.
+
+    Raises SettingsError for a bad master, ClusterError when processes cannot be started.
+    """
+
+    def __init__(self, settings: Settings, executor_env: Mapping[str, str]) -> None:
+        self.layout = parse_master(settings)
+        self.parallelism = self.layout.workers * self.layout.executors * self.layout.slots
+        if self.layout.managed:
+            self.parallelism = max(2, self.parallelism)
+        self.max_failures = self.layout.max_failures
+        wanted = settings.executor_instances if self.layout.managed else 0
+        total = self.layout.workers * self.layout.executors
+        self.expected_executors = min(wanted or total, total)
+        self._settings = settings
+        self._environment = {
+            "OMP_NUM_THREADS": environment("OMP_NUM_THREADS", str(self.layout.slots)),
+            **executor_env,
+            "PYTHONHASHSEED": str(settings.hash_seed),
+        }
+        self._clock = BootClock()
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._scratch: Scratch | None = None
+        self._host: Host | None = None
+        self._manager: _Process | None = None
+        self._workers: list[_Process] = []
+        _clusters.add(self)
+        try:
+            if self.layout.managed:
+                self._manager = self._launch("manager", "")
+            for number in range(self.layout.workers):
+                self._workers.append(self._launch("worker", f"host-{number}"))
+        except OSError as error:
+            self.stop()
+            raise ClusterError(f"cannot start a process: {error}") from error
+
+    def _launch(self, role: str, host: str) -> _Process:
+        interpreter = Interpreter(role, self._environment)
+        return _Process(host, new_incarnation(role), interpreter, self._clock.now_s())
+
+    # --- Before the start ----------------------------------------------------------------------
+
+    def new_app_id(self, start_ms: int) -> str:
+        return f"app-{start_ms}" if self.layout.managed else f"local-{start_ms}"
+
+    def make_scratch(self, app: AppId) -> Path:
+        """The application's directory, held until ``remove_scratch``.  Raises ClusterError."""
+        try:
+            self._scratch = Scratch.create(self._settings.local_dir, app)
+        except ClusterError:
+            self.stop()
+            raise
+        return self._scratch.path
+
+    def endpoint(self, name: str) -> str:
+        """Where a socket of this application may be bound."""
+        assert self._scratch is not None, "make_scratch comes first"
+        return self._scratch.endpoint(name)
+
+    # --- The start -----------------------------------------------------------------------------
+
+    def start(self, host: Host, me: Incarnation, app: AppId, token: bytes, scratch: Path) -> None:
+        """Tell the processes whom they work for.  ``host`` is the driver's and does not run yet."""
+        self._host, self._me, self._app, self._token = host, me, app, token
+        layout = self.layout
+        self._pairs = {key: str(value) for key, value in self._settings.extra.items()}
+        wish = (app, me, host.endpoint, os.getpid())
+        each = (layout.slots, layout.memory_bytes, self._pairs)
+        self._assignment = AssignExecutors(*wish, self.expected_executors, *each)
+        if self._manager is not None:
+            self._manager_endpoint = _fixed(self.endpoint("manager"))
+            manager = ManagerConfig(
+                self._manager.me,
+                self._manager_endpoint,
+                str(scratch),
+                token.hex(),
+                os.getpid(),
+                self._pairs,
+            )
+            self._manager.interpreter.configure(asdict(manager))
+            host.connect(self._manager.me, self._manager_endpoint)
+            host.send(self._manager.me, RegisterApp(*wish, self.expected_executors, *each))
+            self._watch(self._manager)
+        for worker in self._workers:
+            self._configure(worker)
+            self._watch(worker)
+        host.post(ResourcesGranted(self.expected_executors))
+
+    def _configure(self, worker: _Process) -> None:
+        assert self._scratch is not None and self._host is not None
+        layout, managed = self.layout, self._manager
+        root = self._scratch.host_root(HostId(worker.host))
+        roots = {worker.host: str(root)}
+        if managed is None:
+            roots[DRIVER_HOST] = str(self._scratch.host_root(DRIVER_HOST))
+        config = WorkerConfig(
+            me=worker.me,
+            host=worker.host,
+            root=str(root),
+            roots=roots,
+            scratch=str(self._scratch.path),
+            token=self._token.hex(),
+            granter=self._me if managed is None else managed.me,
+            granter_endpoint=self._host.endpoint if managed is None else self._manager_endpoint,
+            has_manager=managed is not None,
+            data_endpoint=self.endpoint(f"{worker.host}-{worker.me[-4:]}"),
+            cores=layout.executors * layout.slots,
+            memory_bytes=layout.executors * layout.memory_bytes,
+            parent_pid=os.getpid(),
+            settings=self._pairs,
+            assignment=asdict(self._assignment) if managed is None else None,
+        )
+        worker.interpreter.configure(asdict(config))
+
+    def wait_until_up(self) -> None:
+        """Nothing to wait for: jobs wait for executors by themselves.  A process that has died already
+        is told of here, because its user still stands at the very line that asked for it."""
+        for process in self._processes():
+            if process.interpreter.wait(0.0):
+                raise ClusterError(f"{process.me} {process.interpreter.describe_end()} at its start")
+
+    # --- Deaths, in the loop of the driver's host ------------------------------------------------
+
+    def _watch(self, process: _Process) -> None:
+        host = self._host
+        assert host is not None
+        pid = process.interpreter.pid
+        process.unwatch = watch_process(pid, host.watch, host.unwatch, lambda: self._died(process))
+
+    def _died(self, process: _Process) -> None:
+        """A worker has ended unasked: tell the scheduler, and put another in its place."""
+        with self._lock:
+            if self._stopping:
+                return
+            assert self._host is not None
+            process.interpreter.release()
+            process.interpreter.wait(1.0)
+            why = process.interpreter.describe_end()
+            log.warning("%s %s", process.me, why)
+            self._host.post(PeerGone(process.me, f"its process {why}"))
+            if process is self._manager:
+                return  # what runs does not need it; nothing new is granted
+            short = self._clock.now_s() - process.started_s < SHORT_LIFE_S
+            failed_starts = process.failed_starts + 1 if short else 0
+            if failed_starts >= FAILED_STARTS_MAX:
+                text = f"worker {why}, {failed_starts} times in a row; its words are on this process's stderr"
+                self._host.post(Received(process.me, ExecutorsUnavailable(failed_starts, text)))
+                return
+            successor = self._launch("worker", process.host)
+            successor.failed_starts = failed_starts
+            self._workers[self._workers.index(process)] = successor
+            self._configure(successor)
+            self._watch(successor)
+
+    # --- The end -------------------------------------------------------------------------------
+
+    def _processes(self) -> list[_Process]:
+        return self._workers + ([self._manager] if self._manager is not None else [])
+
+    def stop(self) -> None:
+        """End every process: they are asked, and killed after a second.  Idempotent; in a forked child
+        of the driver it does nothing."""
+        with self._lock:
+            if self._stopping:
+                return
+            self._stopping = True
+        processes = self._processes()
+        for process in processes:
+            process.interpreter.release()
+        deadline_s = self._clock.now_s() + STOP_S
+        for process in processes:
+            if not process.interpreter.wait(deadline_s - self._clock.now_s()):
+                process.interpreter.signal(SIGKILL)
+                process.interpreter.wait(STOP_S)
+
+    def remove_scratch(self) -> None:
+        """Remove the directory, and end whoever still lives off it.  After ``stop``, and after the
+        driver's host has stopped."""
+        for process in self._processes():
+            if process.unwatch is not None:
+                process.unwatch()
+                process.unwatch = None
+        if self._scratch is not None:
+            self._scratch.remove()
+
+    def _disown(self) -> None:
+        """We are a fork of the driver's process: the cluster is the parent's.  Our copies of its pipes
+        must go, or the processes would not notice their end."""
+        self._lock = threading.Lock()  # another thread may have held it
+        self._stopping = True
+        for process in self._processes():
+            process.interpreter.disown()
+
+
+def _fixed(endpoint: str) -> str:
+    """A manager's address is told to others before it is bound, so a TCP port has to be chosen for it."""
+    if not endpoint.endswith(":*"):
+        return endpoint
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+_clusters: weakref.WeakSet[LocalCluster] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for cluster in list(_clusters):
+        cluster._disown()
+
+
+os.register_at_fork(after_in_child=_after_fork)

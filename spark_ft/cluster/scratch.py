@@ -1,0 +1,125 @@
+"""An application's scratch directory: made, held, told apart from what crashes left, removed.
+
+    spark-ft-<app id>-<random>/
+        owner.lock           flock, shared, by every process that lives off this directory
+        c/                   ipc sockets
+        driver/stores/       the driver's own blocks
+        hosts/<host>/        stores/  tmp/  log/  run/
+
+Whoever lives off a scratch directory holds ``owner.lock`` shared; the kernel lets go of it however
+the process ends.  So a directory whose lock can be had *exclusively* belongs to nobody, and the
+next start removes it (ST-17).  The directory gets its final name only once its lock is held: there
+is no moment at which a live one looks like a dead one.
+
+``run/`` holds a file per executor with its pid and start time, so that a process that could not
+notice its worker's end (it was stopped) is found and ended by whoever cleans up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from spark_ft.cluster.processes import kill_recorded
+from spark_ft.errors import ClusterError
+from spark_ft.ids import AppId, HostId
+from spark_ft.transport.sockets import endpoint_in
+
+PREFIX = "spark-ft-"
+_MAKING = ".spark-ft-making-"  # not yet under its name
+_LOCK = "owner.lock"
+DRIVER_HOST = HostId("driver")  # the host id under which the driver's own store is known
+
+
+class Scratch:
+    """One application's directory as one process holds it."""
+
+    def __init__(self, path: Path, lock_fd: int) -> None:
+        self.path = path
+        self._lock_fd = lock_fd
+        self._owner_pid = os.getpid()
+
+    @classmethod
+    def create(cls, local_dir: str, app: AppId) -> Scratch:
+        """A fresh directory of mode 0700 under ``local_dir`` (the system's temporary directory if
+        empty).  Raises ClusterError where none can be made."""
+        parent = Path(local_dir or tempfile.gettempdir())
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            making = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))  # mode 0700
+            unique = making.name.removeprefix(_MAKING)
+            path = parent / f"{PREFIX}{re.sub(r'[^A-Za-z0-9._-]', '_', app)[:64]}-{unique}"
+            lock_fd = os.open(making / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock_fd, fcntl.LOCK_SH)
+            (making / "c").mkdir(mode=0o700)
+            making.rename(path)
+        except OSError as error:
+            raise ClusterError(f"cannot make a scratch directory under {parent}: {error}") from error
+        return cls(path, lock_fd)
+
+    @classmethod
+    def join(cls, path: Path) -> Scratch:
+        """Hold a directory that another process made.  Raises ClusterError when it is gone or going."""
+        try:
+            lock_fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+            fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ClusterError(f"the scratch directory {path} is gone: {error}") from error
+        return cls(path, lock_fd)
+
+    def host_root(self, host: HostId) -> Path:
+        """What executors of ``host`` may open directly; the driver has one of its own."""
+        return self.path / "driver" if host == DRIVER_HOST else self.path / "hosts" / host
+
+    def endpoint(self, name: str) -> str:
+        """An address to bind a socket to."""
+        return endpoint_in(self.path / "c", name)
+
+    def close(self) -> None:
+        """Let go of the directory; a second call changes nothing."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def remove(self) -> None:
+        """End what still lives off it, and delete it.  In a forked child of the process that made it:
+        nothing."""
+        if os.getpid() != self._owner_pid or self._lock_fd < 0:
+            return
+        _remove(self.path)
+        self.close()
+
+
+def _remove(path: Path) -> None:
+    for run in path.glob("hosts/*/run"):
+        kill_recorded(run)
+    # The lock goes last: while files are being deleted nobody can mistake the directory for a new one.
+    for entry in path.iterdir():
+        if entry.name != _LOCK:
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def collect_leftovers(parent: Path) -> list[Path]:
+    """Remove the scratch directories beside ours that no process holds, and answer which."""
+    removed = []
+    for path in [*parent.glob(f"{PREFIX}*"), *parent.glob(f"{_MAKING}*")]:
+        try:
+            if path.stat().st_uid != os.getuid():
+                continue
+            lock_fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue  # going, being made, or not one of ours
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(path)
+            removed.append(path)
+        except OSError:
+            continue  # somebody holds it
+        finally:
+            os.close(lock_fd)
+    return removed

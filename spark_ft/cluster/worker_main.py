@@ -1,0 +1,346 @@
+"""A worker process: WorkerCore in its host, its children, the block server of its host's stores.
+
+    fork the warm process ─> read the configuration ─> serve blocks ─> run the loop
+
+What touches another process's store, which its death may have damaged, or what only cleans up, runs in
+disposable children of the warm process: the probe after an executor's death, the rounds of garbage
+collection.  A crash there means "no outputs" or "later", never the end of the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from spark_ft import failpoints
+from spark_ft.clock import BootClock
+from spark_ft.cluster import processes
+from spark_ft.cluster.configuration import WorkerConfig, read_config
+from spark_ft.cluster.processes import Children, Spec
+from spark_ft.cluster.scratch import Scratch, collect_leftovers
+from spark_ft.cluster.worker import SIGKILL, WorkerCore
+from spark_ft.errors import RemoteProtocolError
+from spark_ft.executor import main as executor_main
+from spark_ft.ids import HostId, Incarnation
+from spark_ft.log import get_logger, set_level
+from spark_ft.protocol import codec
+from spark_ft.protocol.effects import (
+    ChildExited,
+    ChildrenSeen,
+    ChildSpawned,
+    ChildStopped,
+    Connect,
+    DropStores,
+    Effect,
+    Exit,
+    KillProcess,
+    Measure,
+    Note,
+    PeerGone,
+    Received,
+    SpawnExecutor,
+    WatchProcess,
+)
+from spark_ft.protocol.messages import AssignExecutors, ExecutorExited, MapStatus
+from spark_ft.settings import Settings
+from spark_ft.storage.blocks import StoreReader, serve
+from spark_ft.storage.gc import collect_garbage, seal
+from spark_ft.transport.blocks import BlockServer
+from spark_ft.transport.host import Host
+
+PROBE_TIMEOUT_S = 10.0
+
+log = get_logger(__name__)
+
+
+# --- Disposable children ------------------------------------------------------------------------
+
+
+def _probe(spec: Spec, fds: Sequence[int]) -> int:
+    """What a dead executor's store holds, written to ``fds[0]`` as an ExecutorExited; and its spill
+    files removed."""
+    root, name = Path(spec["root"]), spec["executor"]
+    host = HostId(spec["host"])
+    shutil.rmtree(root / "tmp" / name, ignore_errors=True)
+    outputs: tuple[MapStatus, ...] = ()
+    if (root / "stores" / name).is_dir():
+        seal(root, name)
+        outputs = tuple(StoreReader({host: root}).outputs(host, name))
+    with os.fdopen(fds[0], "wb") as pipe:
+        pipe.write(codec.encode(ExecutorExited(Incarnation(name), 0, 0, "", outputs)))
+    return 0
+
+
+def _collect(spec: Spec, fds: Sequence[int]) -> int:
+    """One round of garbage collection over this host's stores."""
+    collect_garbage(Path(spec["root"]), spec["live"], [bytes.fromhex(item) for item in spec["dropped"]])
+    return 0
+
+
+ENTRIES: Mapping[str, processes.Entry] = {"executor": executor_main.run, "probe": _probe, "collect": _collect}
+
+
+def resume_warm(argument: str) -> NoReturn:
+    processes.resume_warm(argument, ENTRIES)
+
+
+def run() -> NoReturn:
+    """The whole life of a worker."""
+    children = Children(ENTRIES)  # forks: nothing may be open, no thread may run before this
+    config = read_config(WorkerConfig)
+    if config is None:
+        children.close(0.0)
+        processes.exit_now(0)
+    worker = _Worker(config, children)
+    worker.serve()
+
+
+class _Worker:
+    """The wiring of one worker: what its core asks for is done here, in the loop's thread."""
+
+    def __init__(self, config: WorkerConfig, children: Children) -> None:
+        self._config = config
+        self._children = children
+        self._settings = settings = Settings.from_conf(config.settings)
+        set_level(settings.log_level)
+        failpoints.arm(settings.failpoints, config.me)
+        self._clock = BootClock()
+        self._pids: dict[Incarnation, int] = {}
+        self._stopped: set[Incarnation] = set()
+        self._probes: dict[int, float] = {}  # pid -> when it is taken to hang
+        self._watched: set[int] = set()
+        self._dropped: set[bytes] = set()
+        self._collect_at_s = self._clock.now_s() + settings.gc_interval_s
+        self._collecting = False
+        self._root = Path(config.root)
+        for name in ("stores", "tmp", "log", "run"):
+            (self._root / name).mkdir(parents=True, exist_ok=True)
+        self._scratch = Scratch.join(Path(config.scratch))
+        me, host, granter = Incarnation(config.me), HostId(config.host), Incarnation(config.granter)
+        token = bytes.fromhex(config.token)
+        reader = StoreReader({host: self._root})
+        self._server = BlockServer(config.data_endpoint, token, serve(reader, host))
+        self._server.start()
+        core = WorkerCore(
+            me,
+            host,
+            os.getpid(),
+            config.cores,
+            config.memory_bytes,
+            granter,
+            settings,
+            has_manager=config.has_manager,
+            data_endpoint=self._server.endpoint,
+            root=config.root,
+        )
+        self._host = Host(
+            core,
+            me,
+            token=token,
+            clock=self._clock,
+            perform=self._perform,
+            max_message_bytes=settings.max_message_bytes,
+        )
+        self._host.connect(granter, config.granter_endpoint)
+        self._actions: dict[type, Callable[[Any], None]] = {
+            SpawnExecutor: self._spawn,
+            KillProcess: self._kill,
+            DropStores: self._drop,
+            Measure: self._measure,
+            Connect: lambda effect: self._host.connect(effect.to, effect.endpoint),
+            WatchProcess: self._watch_process,
+            Note: lambda note: log.info("%s %s", note.kind, dict(note.fields)),
+            Exit: lambda effect: self._end(effect.status, effect.why),
+        }
+        if config.assignment is not None:  # local[n]: the driver's wish comes with the configuration
+            self._host.post(Received(granter, AssignExecutors(**config.assignment)))
+
+    def serve(self) -> NoReturn:
+        host = self._host
+        self._children.attach(host.watch, host.unwatch)
+        host.watch(0, self._stdin)
+        parent = self._config.parent_pid
+        if os.getppid() != parent:
+            self._end(0, "the parent is gone")
+        processes.watch_process(parent, host.watch, host.unwatch, lambda: self._end(0, "the parent is gone"))
+        processes.on_terminate(lambda: host.call(lambda: self._end(0, "terminated")))
+        threading.Thread(target=collect_leftovers, args=(self._scratch.path.parent,), daemon=True).start()
+        host.run()
+        self._end(0, "the loop has ended")
+
+    def _stdin(self) -> None:
+        if not os.read(0, 4096):
+            self._end(0, "the parent has closed our stdin")
+
+    def _end(self, status: int, why: str) -> NoReturn:
+        """End every child, then this process; whatever else it holds is the kernel's to take back."""
+        log.info("worker %s ends: %s", self._config.me, why)
+        self._children.close()
+        processes.exit_now(status)
+
+    def _perform(self, effect: Effect) -> None:
+        self._actions[type(effect)](effect)
+
+    # --- Executors -----------------------------------------------------------------------------
+
+    def _spawn(self, effect: SpawnExecutor) -> None:
+        executor, wanted = effect.executor, effect.assignment
+        spec = {
+            "me": executor,
+            "worker": self._config.me,
+            "host": self._config.host,
+            "driver": wanted.driver,
+            "driver_endpoint": wanted.driver_endpoint,
+            "driver_is_local": wanted.driver_pid > 0,
+            "settings": wanted.settings,
+            "slots": wanted.slots,
+            "memory_bytes": wanted.memory_bytes,
+            "root": self._config.root,
+            "roots": self._config.roots,
+            "token": self._config.token,
+            "ready": str(self._ready_path(executor)),
+        }
+        self._children.spawn(
+            "executor",
+            spec,
+            stderr=str(self._log_path(executor)),
+            on_spawned=partial(self._spawned, executor),
+            on_end=partial(self._exited, executor),
+            on_stopped=partial(self._was_stopped, executor),
+        )
+
+    def _ready_path(self, executor: Incarnation) -> Path:
+        return self._root / "run" / f"{executor}.ready"
+
+    def _log_path(self, executor: Incarnation) -> Path:
+        return self._root / "log" / f"{executor}.stderr"
+
+    def _spawned(self, executor: Incarnation, pid: int) -> None:
+        self._pids[executor] = pid
+        processes.record_process(self._root / "run" / executor, pid)
+        self._host.post(ChildSpawned(executor, pid))
+
+    def _was_stopped(self, executor: Incarnation, stopped: bool) -> None:
+        (self._stopped.add if stopped else self._stopped.discard)(executor)
+        self._host.post(ChildStopped(executor, stopped))
+
+    def _exited(self, executor: Incarnation, status: int, signal: int, why: str) -> None:
+        self._pids.pop(executor, None)
+        self._stopped.discard(executor)
+        (self._root / "run" / executor).unlink(missing_ok=True)
+        registered = self._ready_path(executor).exists()
+        self._ready_path(executor).unlink(missing_ok=True)
+        end = ChildExited(
+            executor, status, signal, why or processes.tail(self._log_path(executor)), (), registered
+        )
+        if any((self._root / part / executor).is_dir() for part in ("stores", "tmp")):
+            self._start_probe(end)
+        else:
+            self._host.post(end)
+
+    def _kill(self, effect: KillProcess) -> None:
+        pid = self._pids.get(effect.executor)
+        if pid is not None:
+            self._children.signal(pid, effect.signal)
+
+    # --- After an executor's death -----------------------------------------------------------------
+
+    def _start_probe(self, end: ChildExited) -> None:
+        """Ask a disposable child for the outputs that the dead executor committed (EX-4), then tell of
+        its end: its writer is reaped, so the answer is final."""
+        ours, theirs = os.pipe()
+        answer = bytearray()
+        probe: list[int] = []
+
+        def readable() -> None:
+            data = os.read(ours, 1 << 16)
+            if data:
+                answer.extend(data)
+                return
+            self._host.unwatch(ours)
+            os.close(ours)
+            for pid in probe:
+                self._probes.pop(pid, None)
+            outputs: tuple[object, ...] = ()
+            with contextlib.suppress(RemoteProtocolError):  # the probe has crashed: nothing is adopted
+                told = codec.decode(bytes(answer))
+                outputs = told.outputs if isinstance(told, ExecutorExited) else ()
+            self._host.post(
+                ChildExited(end.executor, end.status, end.signal, end.stderr, outputs, end.registered)
+            )
+
+        def spawned(pid: int) -> None:
+            probe.append(pid)
+            self._probes[pid] = self._clock.now_s() + PROBE_TIMEOUT_S
+
+        self._host.watch(ours, readable)
+        spec = {"root": self._config.root, "host": self._config.host, "executor": end.executor}
+        self._children.spawn("probe", spec, stderr=self._service_log(), fds=[theirs], on_spawned=spawned)
+        os.close(theirs)
+
+    def _service_log(self) -> str:
+        return str(self._root / "log" / "service.stderr")
+
+    # --- Beats, garbage ---------------------------------------------------------------------------
+
+    def _measure(self, effect: Measure) -> None:
+        rows = []
+        for executor, pid in self._pids.items():
+            stat = processes.process_stat(pid)
+            rows.append((executor, stat.cpu_s if stat else 0.0, executor in self._stopped))
+        self._host.post(ChildrenSeen(tuple(rows), shutil.disk_usage(self._root).free))
+        now_s = self._clock.now_s()
+        for pid, hangs_at_s in list(self._probes.items()):
+            if now_s >= hangs_at_s:
+                self._children.signal(pid, SIGKILL)
+        if now_s >= self._collect_at_s:
+            self._collect(now_s)
+
+    def _drop(self, effect: DropStores) -> None:
+        if effect.app is not None:  # its executors are reaped: nobody writes here any more
+            for name in ("stores", "tmp"):
+                shutil.rmtree(self._root / name, ignore_errors=True)
+                (self._root / name).mkdir(exist_ok=True)
+            return
+        self._dropped.update(effect.fingerprints)
+        self._collect_at_s = min(self._collect_at_s, self._clock.now_s() + 1.0)  # several come together
+
+    def _collect(self, now_s: float) -> None:
+        self._collect_at_s = now_s + self._settings.gc_interval_s
+        if self._collecting or not any((self._root / "stores").iterdir()):
+            return
+        self._collecting = True
+        dropped, self._dropped = self._dropped, set()
+
+        def ended(status: int, signal: int, why: str) -> None:
+            self._collecting = False
+            if status or signal:
+                self._dropped |= dropped  # the next round tries again
+
+        spec = {
+            "root": self._config.root,
+            "live": list(self._pids),
+            "dropped": [item.hex() for item in dropped],
+        }
+        self._children.spawn("collect", spec, stderr=self._service_log(), on_end=ended)
+
+    # --- The driver's process ----------------------------------------------------------------------
+
+    def _watch_process(self, effect: WatchProcess) -> None:
+        if effect.pid <= 0 or effect.pid in self._watched:
+            return
+        self._watched.add(effect.pid)
+
+        def gone() -> None:
+            self._watched.discard(effect.pid)
+            self._host.post(PeerGone(effect.peer, "its process has ended"))
+
+        processes.watch_process(effect.pid, self._host.watch, self._host.unwatch, gone)
+
+

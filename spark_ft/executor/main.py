@@ -1,0 +1,187 @@
+"""An executor process: ExecutorCore in its host on a second thread, tasks in the main thread.
+
+    main thread     Slots.serve ── TaskRunner.run: user code, stores, shuffles
+    I/O thread      Host ── ExecutorCore; LoadBlob, Forget, LearnHosts go to the TaskRunner from here
+
+The process is forked from the worker's warm process (cluster/processes.py), so all imports are done
+and nothing is open.  It ends by ``Exit`` of its core, by a signal, or as soon as its lifeline, a pipe
+that only the worker holds, comes to its end: no executor outlives its worker.  stdout is the
+driver's own, so that what tasks print is seen; stderr is a log file whose tail is told at its death.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from spark_ft import failpoints
+from spark_ft.clock import BootClock, cpu_s
+from spark_ft.executor.core import ExecutorCore
+from spark_ft.executor.slots import Slots
+from spark_ft.executor.task import TaskRunner
+from spark_ft.executor.versions import versions
+from spark_ft.ids import HostId, Incarnation
+from spark_ft.protocol.effects import (
+    Effect,
+    Event,
+    Exit,
+    Forget,
+    InterruptTask,
+    LearnHosts,
+    LoadBlob,
+    Measure,
+    Note,
+    Progress,
+    RunTask,
+)
+from spark_ft.settings import Settings
+from spark_ft.transport.host import Host
+
+EXIT_INTERNAL = 72  # an error of ours in the I/O thread; stderr has it
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def run(spec: Mapping[str, Any], fds: Sequence[int]) -> int:
+    """The whole life of an executor.  ``spec`` is what the worker says of it (cluster/worker_main.py)."""
+    _become_plain_python()
+    settings = replace(
+        Settings.from_conf(spec["settings"]),
+        executor_memory_bytes=spec["memory_bytes"],
+        executor_cores=spec["slots"],
+    )
+    me = Incarnation(spec["me"])
+    failpoints.arm(settings.failpoints, me)
+    if settings.faulthandler:
+        faulthandler.enable()
+    if settings.pyspark_memory_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (settings.pyspark_memory_bytes,) * 2)
+    executor = _Executor(spec, settings, me)
+    executor.serve()
+    return 0
+
+
+def _become_plain_python() -> None:
+    """User code finds an empty ``__main__``, no arguments, and prints that appear line by line."""
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.argv = [""]
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # may be replaced or closed
+
+
+class _Executor:
+    """The wiring of one executor: what its core asks for is done here."""
+
+    def __init__(self, spec: Mapping[str, Any], settings: Settings, me: Incarnation) -> None:
+        host = HostId(spec["host"])
+        token = bytes.fromhex(spec["token"])
+        roots = {HostId(name): Path(path) for name, path in spec["roots"].items()}
+        driver = Incarnation(spec["driver"])
+        self._ready_path = Path(spec["ready"])
+        self._ready = False
+        self._runner = TaskRunner(settings, me, host, roots, Path(spec["root"]), token)
+        core = ExecutorCore(
+            me,
+            Incarnation(spec["worker"]),
+            host,
+            driver,
+            os.getpid(),
+            spec["slots"],
+            settings,
+            versions(),
+            driver_is_local=spec["driver_is_local"],
+        )
+        self._host = Host(
+            core,
+            me,
+            token=token,
+            clock=BootClock(),
+            perform=self._perform,
+            max_message_bytes=settings.max_message_bytes,
+            on_error=_failed,
+        )
+        self._slots = Slots(self._runner, self._host.post, spec["slots"])
+        self._host.connect(driver, spec["driver_endpoint"])
+        self._host.watch(spec["lifeline"], _worker_gone)
+        self._actions: dict[type, Callable[[Any], None]] = {
+            RunTask: self._slots.put,
+            LoadBlob: self._runner.load,
+            Forget: self._runner.forget,
+            InterruptTask: lambda effect: self._slots.interrupt(effect.task, effect.hard),
+            LearnHosts: self._learn,
+            Measure: self._measure,
+            Note: _note,
+            Exit: _exit,
+        }
+
+    def serve(self) -> None:
+        threading.Thread(target=self._host.run, name="executor-io", daemon=True).start()
+        self._slots.serve()
+
+    # --- I/O thread ---
+
+    def _perform(self, effect: Effect) -> None:
+        self._actions[type(effect)](effect)
+
+    def _learn(self, effect: LearnHosts) -> None:
+        self._runner.learn(effect)
+        if not self._ready:  # the first word of the driver: this start has not failed
+            self._ready = True
+            self._ready_path.touch()
+
+    def _measure(self, effect: Measure) -> None:
+        records = self._runner.progress()
+        running = tuple((task, records) for task in self._slots.running())
+        self._host.post(Progress(running, cpu_s(), _anonymous_bytes()))
+
+
+def _anonymous_bytes() -> int:
+    """Resident memory that is this process's alone."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            row = file.read().split()
+    except OSError:
+        return 0
+    return (int(row[1]) - int(row[2])) * _PAGE_BYTES
+
+
+def _log(line: str) -> None:
+    """Into this executor's log file, which is what its stderr is."""
+    sys.stderr.write(line + "\n")
+
+
+def _note(note: Note) -> None:
+    _log(f"{note.kind} {dict(note.fields)}")
+
+
+def _exit(effect: Exit) -> NoReturn:
+    _log(f"executor ends: {effect.why}")
+    with contextlib.suppress(Exception):  # stdout may be a pipe that nobody reads any more
+        sys.stdout.flush()
+    os._exit(effect.status)
+
+
+def _worker_gone() -> NoReturn:
+    """With the worker goes whoever could reap us or tell of our end: the whole group goes too."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(EXIT_INTERNAL)
+
+
+def _failed(error: BaseException, event: Event) -> NoReturn:
+    """Our own code failed in the I/O thread: an executor that cannot speak is worse than none."""
+    traceback.print_exception(error)
+    _log(f"internal error at {event!r}")
+    os._exit(EXIT_INTERNAL)

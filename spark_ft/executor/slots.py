@@ -1,0 +1,163 @@
+"""The threads that run tasks: one slot is the main thread itself, more are threads of their own.
+
+          I/O thread                              slot
+    RunTask ──put──> queue ──────────────────────> run(RunTask) ──SlotEnded(end, started)──> core
+    InterruptTask ──┬─ still queued: out of it, SlotEnded(Killed)
+                    └─ running: SIGINT to the main thread ──handler──> TaskKilled in the task
+                                                     hard: SIGKILL to the process
+
+What holds:
+  * Whether an attempt waits or runs is decided under one lock, so an interrupt finds it in exactly
+    one of the two, and each attempt that was put ends exactly once.
+  * A SIGINT that arrives late breaks nothing: the handler runs in the main thread, which alone says
+    what it runs, and compares that with whom the signal was meant for.
+  * With several slots there is no way to break one thread off; an interrupt then waits for the hard
+    one, which takes the process and all its slots (docs: isolation is the process's).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Protocol
+
+from spark_ft import interrupts
+from spark_ft.ids import TaskId
+from spark_ft.protocol.effects import RunTask, SlotEnded, SlotStarted
+from spark_ft.protocol.messages import Killed, TaskEnd, UserError
+
+
+class Runner(Protocol):
+    """What runs one attempt to its end (executor/task.py)."""
+
+    def run(self, run: RunTask) -> TaskEnd: ...
+
+
+class Slots:
+    """``count`` slots that share one queue.  ``post`` hands an event to the core, from any thread."""
+
+    def __init__(
+        self, runner: Runner, post: Callable[[SlotStarted | SlotEnded], None], count: int = 1
+    ) -> None:
+        self._runner = runner
+        self._post = post
+        self._count = count
+        self._changed = threading.Condition()
+        self._queue: deque[RunTask] = deque()
+        self._running: set[TaskId] = set()
+        self._closed = False
+        self._current: TaskId | None = None  # of the main thread, which alone writes it
+        self._doomed: TaskId | None = None  # whom the last soft interrupt was meant for
+        self._main: int = 0
+
+    # --- I/O thread ---
+
+    def put(self, run: RunTask) -> None:
+        with self._changed:
+            self._queue.append(run)
+            self._changed.notify()
+
+    def interrupt(self, task: TaskId, hard: bool) -> None:
+        """See the effect InterruptTask.  An attempt that has ended meanwhile is left in peace."""
+        with self._changed:
+            for run in self._queue:
+                if _task(run) == task:
+                    self._queue.remove(run)
+                    self._post(SlotEnded(TaskEnd(task, Killed("killed before it began"))))
+                    return
+            if task not in self._running:
+                return
+            if hard:
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self._count == 1:
+                self._doomed = task
+                signal.pthread_kill(self._main, signal.SIGINT)
+
+    def running(self) -> tuple[TaskId, ...]:
+        with self._changed:
+            return tuple(self._running)
+
+    def close(self) -> None:
+        """Let ``serve`` return once the running attempts have ended; what waits is forgotten."""
+        with self._changed:
+            self._closed = True
+            self._queue.clear()
+            self._changed.notify_all()
+
+    # --- Slots ---
+
+    def serve(self) -> None:
+        """Run attempts until ``close``.  To be called by the main thread."""
+        self._main = threading.get_ident()
+        if self._count == 1:
+            signal.signal(signal.SIGINT, self._on_interrupt)
+            self._slot()
+            return
+        threads = [threading.Thread(target=self._slot, name=f"slot-{i}") for i in range(self._count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._current is not None and self._current == self._doomed:
+            interrupts.deliver()
+
+    def _slot(self) -> None:
+        run = self._wait()
+        while run is not None:
+            end = self._run(run)
+            run = self._hand_over(end) or self._wait()
+
+    def _wait(self) -> RunTask | None:
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            run = self._take()
+            self._post(SlotStarted(_task(run)))
+            return run
+
+    def _hand_over(self, end: TaskEnd) -> RunTask | None:
+        """End one attempt and begin the next in one word, when there is a next."""
+        with self._changed:
+            self._running.discard(end.task)
+            run = self._take() if self._queue and not self._closed else None
+            self._post(SlotEnded(end, None if run is None else _task(run)))
+            return run
+
+    def _take(self) -> RunTask:
+        run = self._queue.popleft()
+        self._running.add(_task(run))
+        return run
+
+    def _run(self, run: RunTask) -> TaskEnd:
+        task = _task(run)
+        single = self._count == 1
+        try:
+            try:
+                with interrupts.armed():
+                    if single:
+                        self._current = task
+                        if self._doomed == task:  # its SIGINT came before it was armed
+                            raise interrupts.TaskKilled
+                    return self._runner.run(run)
+            finally:
+                if single:
+                    self._current = None
+        except interrupts.TaskKilled:
+            return TaskEnd(task, Killed("interrupted"))
+        except BaseException as error:
+            # The runner answers for user code; what still gets here (MemoryError while it wrote its
+            # answer, a bug of ours) ends this attempt and must not end the slot.
+            return TaskEnd(task, UserError(type(error).__name__, str(error), traceback.format_exc()))
+
+
+def _task(run: RunTask) -> TaskId:
+    return run.launch.tasks[run.index].task
