@@ -1,4 +1,4 @@
-"""Actions: what starts a job.  Tasks run a small function of tasks.py, the driver merges in partition order."""
+"""Actions: what starts a job.  Tasks run a small function of tasks.py, the driver merges by partition."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ class ActionsMixin(OrderingMixin[T]):
         """All records, by partition index."""
         return list(chain.from_iterable(self._run(tasks.as_list)))
 
-    def collectWithJobGroup(
-        self, groupId: str, description: str, interruptOnCancel: bool = False
-    ) -> list[T]:
+    def collectWithJobGroup(self, groupId: str, description: str, interruptOnCancel: bool = False) -> list[T]:
         """``collect`` in a job group."""
         warnings.warn("Deprecated in 3.1, use InheritableThread instead.", FutureWarning, stacklevel=2)
         self.context.setJobGroup(groupId, description, interruptOnCancel)
@@ -276,4 +274,3 @@ class _Numbered:
 
     def __call__(self, partition: int, records: Iterator[Any]) -> Iterator[Any]:
         return ((partition % self.count, record) for record in records)
-

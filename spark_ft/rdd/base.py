@@ -13,12 +13,13 @@ level and, once a checkpoint mark is set, the node it stands for.
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable, Iterable, Iterator, MutableSet, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from spark_ft.errors import PySparkRuntimeError, UsageError
 from spark_ft.ids import Fingerprint, NodeId, ShuffleId
-from spark_ft.lineage.dependency import NarrowDependency, ShuffleDependency
+from spark_ft.lineage.dependency import ShuffleDependency
 from spark_ft.lineage.narrow import CheckpointPoint, Elementwise, MapPartitions
 from spark_ft.lineage.node import Node
 from spark_ft.lineage.partitioner import Partitioner
@@ -92,6 +93,7 @@ class RDDBase(Generic[T]):
         self._name: str | None = None
         self._level = StorageLevel.NONE
         self._point: CheckpointPoint | None = None  # a checkpoint mark
+        self._beneath: Callable[[], Node | None] = _nowhere  # weakly, the node that was marked
         self._local = False  # a local checkpoint mark
         self.is_cached = False
         self.is_checkpointed = False
@@ -157,14 +159,14 @@ class RDDBase(Generic[T]):
         if self._level not in (StorageLevel.NONE, storageLevel):
             raise UsageError("Cannot change storage level of an RDD after it was already assigned a level")
         self.is_cached = True
-        self._level = self._node.storage = storageLevel
-        self.ctx.track(self._node)
+        self._level = storageLevel
+        self._keep(storageLevel)
         return self._self()
 
     def unpersist(self, blocking: bool = False) -> RDD[T]:
         """Drop what is kept; the RDD can be used and persisted again."""
-        for node in {self._node, *self._parents_of_point()}:
-            if node.storage != StorageLevel.NONE:
+        for node in (self._node, self._beneath()):
+            if node is not None and node.storage != StorageLevel.NONE:
                 node.storage = StorageLevel.NONE
                 self.ctx.unpersist(node, blocking)
         self.is_cached = False
@@ -183,8 +185,11 @@ class RDDBase(Generic[T]):
             raise UsageError("Checkpoint directory has not been set in the SparkContext")
         self.is_checkpointed = True
         if self._point is None:
+            self._beneath = weakref.ref(self._node)
             self._node = self._point = CheckpointPoint(self.ctx.new_node_id(), self._node, self.id())
             self.ctx.checkpoint_marks.add(self._point)
+            if self._level != StorageLevel.NONE:  # what is kept shall also spare reading the checkpoint
+                self._keep(self._level)
 
     def localCheckpoint(self) -> None:
         """Keep the partitions in executors.  Unlike in Spark the lineage stays, so that a lost
@@ -202,10 +207,9 @@ class RDDBase(Generic[T]):
     def getCheckpointFile(self) -> str | None:
         return self._point.file if self._point is not None else None
 
-    def _parents_of_point(self) -> Iterable[Node]:
-        if self._point is None:
-            return ()
-        return [d.parent for d in self._point.dependencies if isinstance(d, NarrowDependency)]
+    def _keep(self, level: StorageLevel) -> None:
+        self._node.storage = level
+        self.ctx.track(self._node)
 
     def _after_job(self) -> None:
         """Write the marked points that a job has just gone through, parents first."""
@@ -249,6 +253,10 @@ class RDDBase(Generic[T]):
         if self.ctx.conf("spark.default.parallelism", ""):
             return self.ctx.default_parallelism
         return self.getNumPartitions()
+
+
+def _nowhere() -> None:
+    return None
 
 
 def _points_above(target: Node) -> list[CheckpointPoint]:

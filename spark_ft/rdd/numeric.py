@@ -26,22 +26,25 @@ class NumericMixin(ActionsMixin[T]):
 
     def stats(self) -> StatCounter:
         """Count, mean, variance, max and min in one pass; numpy arrays element by element."""
-        return self._reduced(_stats, _merge_stats)  # type: ignore[arg-type]  # T is a number here
+        counters = self._run(_stats)
+        if not counters:
+            raise ValueError("Can not reduce() empty RDD")
+        return functools.reduce(StatCounter.mergeStats, counters)
 
-    def mean(self) -> float:
+    def mean(self) -> Any:
         return self.stats().mean()
 
-    def variance(self) -> float:
+    def variance(self) -> Any:
         return self.stats().variance()
 
-    def stdev(self) -> float:
+    def stdev(self) -> Any:
         return self.stats().stdev()
 
-    def sampleStdev(self) -> float:
+    def sampleStdev(self) -> Any:
         """With N - 1 in the denominator."""
         return self.stats().sampleStdev()
 
-    def sampleVariance(self) -> float:
+    def sampleVariance(self) -> Any:
         """With N - 1 in the denominator."""
         return self.stats().sampleVariance()
 
@@ -86,12 +89,8 @@ class NumericMixin(ActionsMixin[T]):
         return [sum(column) for column in zip(*counted, strict=True)]
 
 
-def _stats(partition: int, records: Iterator[Any]) -> tuple[StatCounter]:
-    return (StatCounter(records),)
-
-
-def _merge_stats(counters: list[StatCounter]) -> StatCounter:
-    return functools.reduce(StatCounter.mergeStats, counters)
+def _stats(partition: int, records: Iterator[Any]) -> StatCounter:
+    return StatCounter(records)
 
 
 def _missing(value: Any) -> bool:

@@ -36,7 +36,8 @@ class OrderingMixin(PairsMixin[T]):
         self, keyfunc: Callable[[T], Any], ascending: bool = True, numPartitions: int | None = None
     ) -> RDD[T]:
         """Records in the order of ``keyfunc``.  With several partitions a job runs at once."""
-        return self.keyBy(keyfunc).sortByKey(ascending, numPartitions).values()
+        keyed: RDD[Any] = self.keyBy(keyfunc)
+        return keyed.sortByKey(ascending, numPartitions).values()
 
     def sortByKey(
         self: OrderingMixin[tuple[K, V]],

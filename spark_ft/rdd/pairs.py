@@ -147,7 +147,8 @@ class PairsMixin(TransformMixin[T]):
         partitionFunc: Callable[[K], int] = portable_hash,
     ) -> RDD[tuple[K, Iterable[T]]]:
         """(f(x), all such x)."""
-        return self.keyBy(f).groupByKey(numPartitions, partitionFunc)
+        keyed: RDD[Any] = self.keyBy(f)
+        return keyed.groupByKey(numPartitions, partitionFunc)
 
     def distinct(self, numPartitions: int | None = None) -> RDD[T]:
         """Each record once.  Records must hash."""
@@ -326,4 +327,3 @@ def _keys_of_both(partition: int, groups: Groups) -> Iterator[Any]:
     for key, (left, right) in groups:
         if len(left) and len(right):
             yield key
-

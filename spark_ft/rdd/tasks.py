@@ -19,7 +19,8 @@ from spark_ft.lineage.narrow import MAP, first, fuse, user_stop_iteration
 
 Key = Callable[[Any], Any] | None
 
-_COUNTED = (type(iter([])), type(iter(())), type(iter(range(0))))  # their length_hint is exact
+# Iterators whose length_hint is exact.
+_COUNTED: tuple[type, ...] = (type(iter([])), type(iter(())), type(iter(range(0))))
 _IMMUTABLE = (int, float, complex, bool, str, bytes, type(None), frozenset)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import operator
-import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, count, cycle, islice, repeat
+from itertools import chain, count, cycle, islice, pairwise, repeat
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spark_ft.lineage.narrow import (
@@ -139,10 +138,7 @@ class TransformMixin(RDDBase[T]):
         bounds = [0.0]
         for weight in weights:
             bounds.append(bounds[-1] + weight / total)
-        return [
-            self._partitionwise(Interval(lower, upper, seed), True)
-            for lower, upper in zip(bounds, bounds[1:], strict=False)
-        ]
+        return [self._partitionwise(Interval(lower, upper, seed), True) for lower, upper in pairwise(bounds)]
 
     def _seed(self, seed: int | None) -> int:
         return self.ctx.rng.getrandbits(32) if seed is None else seed

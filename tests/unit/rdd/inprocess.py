@@ -55,7 +55,7 @@ class InProcess:
         self.checkpoint_marks = weakref.WeakSet()
         self.settings = {key.replace("_", "."): value for key, value in conf.items()}
         self.checkpoint_dir = checkpoint_dir
-        self.nodes, self.rdds, self.shuffles = count(), count(), count()
+        self.nodes, self.rdds, self.shuffles = count(100), count(), count()
         self.jobs = []  # (node kind, partitions) of every job
         self.computed = defaultdict(int)  # (node id, partition) -> how often
         self.map_outputs = weakref.WeakKeyDictionary()  # dependency -> reduce buckets
