@@ -83,7 +83,7 @@ class UTF8Deserializer(Serializer):
 class BatchedSerializer(Serializer):
     """Many objects at a time; ``batchSize`` 0 leaves the choice to the engine."""
 
-    def __init__(self, serializer: Serializer, batchSize: int = 0) -> None:
+    def __init__(self, serializer: Serializer, batchSize: int = 0) -> None:  # noqa: N803 - PySpark's name
         self.serializer = serializer
         self.batchSize = batchSize
 
@@ -97,6 +97,6 @@ class BatchedSerializer(Serializer):
 class AutoBatchedSerializer(BatchedSerializer):
     """Batches sized by their bytes."""
 
-    def __init__(self, serializer: Serializer, bestSize: int = 1 << 16) -> None:
+    def __init__(self, serializer: Serializer, bestSize: int = 1 << 16) -> None:  # noqa: N803 - as above
         super().__init__(serializer)
         self.bestSize = bestSize

@@ -23,7 +23,7 @@ from spark_ft.lineage.inputs import InputFile, Split
 from spark_ft.lineage.node import Node, TaskEnv
 from spark_ft.protocol.messages import BlockRef
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 64 << 10  # of text: lines and what they are made into then stay in the cache
 _INLINE_BYTES = 64 << 10  # a collection smaller than this travels inside its node
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 1 << 20
@@ -196,10 +196,14 @@ def read_lines(split: Split, partition: int, unicode: bool = True) -> Iterator[l
         offset = split.start
         try:
             for offset, chunk in _whole_lines(source.read, split.start, end):  # noqa: B007 - for the error
-                if not unicode:
-                    lines: list[Any] = _cut(chunk, b"\r\n", b"\n")
+                returns = b"\r" in chunk
+                if unicode:
+                    text = chunk.decode()
+                    lines: list[Any] = (text.replace("\r\n", "\n") if returns else text).split("\n")
                 else:
-                    lines = _cut(chunk.decode(), "\r\n", "\n")
+                    lines = (chunk.replace(b"\r\n", b"\n") if returns else chunk).split(b"\n")
+                if not lines[-1]:
+                    lines.pop()  # what follows the last newline
                 yield lines
         except UnicodeDecodeError as error:
             raise InputCorrupt(
@@ -209,16 +213,6 @@ def read_lines(split: Split, partition: int, unicode: bool = True) -> Iterator[l
         except codecs.CORRUPT as error:
             raise _corrupt(file, offset, partition, error) from error
         file.check(raw)
-
-
-def _cut(chunk: Any, carriage_return: Any, newline: Any) -> list[Any]:
-    """Whole lines -> list of lines; works on str and on bytes."""
-    if carriage_return in chunk:
-        chunk = chunk.replace(carriage_return, newline)
-    lines: list[Any] = chunk.split(newline)
-    if not lines[-1]:
-        lines.pop()
-    return lines
 
 
 def _whole_lines(read: Callable[[int], bytes], start: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -231,7 +225,7 @@ def _whole_lines(read: Callable[[int], bytes], start: int, end: int) -> Iterator
     skipping = start > 0
     pending: list[bytes] = []  # a line that has begun
     begin = position  # of pending[0]
-    while data := read(_READ_BYTES):
+    while start < end and (data := read(_READ_BYTES)):
         if skipping:
             first = data.find(b"\n") + 1
             if position + (first or len(data)) >= end:
