@@ -46,7 +46,7 @@ def encode(message: Message, max_bytes: int = MAX_BYTES) -> bytes:
     64 bits, an object) or is larger than ``max_bytes``.
     """
     try:
-        data: bytes = msgpack.packb(_ENCODERS[type(message)](message), unicode_errors="surrogatepass")
+        data: bytes = msgpack.packb(_encode_message[type(message)](message), unicode_errors="surrogatepass")
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise LocalProtocolError(f"{type(message).__name__} cannot be sent: {error!r}") from error
     if len(data) > max_bytes:
@@ -125,11 +125,11 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 # Encoding: an expression over ``v``, or None where msgpack can take the value as it is.
 
 _plain_encoders: dict[type, _Function] = {}
-_ENCODERS: dict[type, _Function] = {}  # with the tag in front
+_tagged_encoders: dict[type, _Function] = {}  # with the tag in front
 
 
 def _encoder(cls: type, tagged: bool) -> _Function:
-    table = _ENCODERS if tagged else _plain_encoders
+    table = _tagged_encoders if tagged else _plain_encoders
     if cls not in table:
         names: dict[str, Any] = {}
         hints = typing.get_type_hints(cls)
@@ -150,7 +150,7 @@ def _encode_expression(hint: Any, value: str, names: dict[str, Any]) -> str | No
         if len(classes) > 1:
             for cls in classes:
                 _encoder(typing.cast(type, cls), True)
-            names["tagged"] = _ENCODERS
+            names["tagged"] = _tagged_encoders
             expression: str | None = f"tagged[type({value})]({value})"
         else:
             expression = inner[0] if len(inner) == 1 else None
@@ -303,6 +303,5 @@ def _compile(source: str, names: dict[str, Any]) -> _Function:
     return typing.cast(_Function, names.pop(name))
 
 
-for _cls in _MESSAGES:
-    _encoder(_cls, True)
+_encode_message = {cls: _encoder(cls, True) for cls in _MESSAGES}
 _decode_message = _union_decoder(_MESSAGES, messages.__name__.rpartition(".")[2])
