@@ -94,10 +94,10 @@ class TaskContext:
     def resources(self) -> dict[str, ResourceInformation]:
         return dict(self._facts.resources)
 
-
-def _set(context: TaskContext | None) -> None:
-    """For the runner: this thread runs the task that ``context`` tells of, or none any more."""
-    if context is None:
-        _running.pop(threading.get_ident(), None)
-    else:
-        _running[threading.get_ident()] = context
+    @staticmethod
+    def _set(context: TaskContext | None) -> None:
+        """For the runner: this thread runs the task that ``context`` tells of, or none any more."""
+        if context is None:
+            _running.pop(threading.get_ident(), None)
+        else:
+            _running[threading.get_ident()] = context
