@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 from spark_ft.ids import NodeId
 
-Evicted = tuple[NodeId, int, list[Any]]
+
+class Held(NamedTuple):
+    """One partition in memory; ``use_disk``: whoever evicts it should write it to the store."""
+
+    node: NodeId
+    partition: int
+    records: list[Any]
+    size_bytes: int
+    use_disk: bool
 
 
 class MemoryStore:
@@ -22,7 +30,7 @@ class MemoryStore:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self._lock = threading.Lock()
-        self._held: OrderedDict[tuple[NodeId, int], tuple[list[Any], int]] = OrderedDict()
+        self._held: OrderedDict[tuple[NodeId, int], Held] = OrderedDict()  # least recently used first
 
     def get(self, node: NodeId, partition: int) -> list[Any] | None:
         """The very list that was put, or None; counts as a use."""
@@ -31,26 +39,31 @@ class MemoryStore:
             if entry is None:
                 return None
             self._held.move_to_end((node, partition))
-            return entry[0]
+            return entry.records
 
-    def put(self, node: NodeId, partition: int, records: list[Any], size_bytes: int) -> list[Evicted]:
+    def put(
+        self, node: NodeId, partition: int, records: list[Any], size_bytes: int, use_disk: bool = False
+    ) -> list[Held]:
         """Keep a partition, in place of the least recently used of other nodes, which are returned.
 
         When even those would not make room, nothing is evicted but the newcomer itself: it alone is returned.
         """
         with self._lock:
             self._forget((node, partition))
-            chosen, free_bytes = [], self.budget_bytes - self.used_bytes
-            for key, (_, held_bytes) in self._held.items():
+            newcomer = Held(node, partition, records, size_bytes, use_disk)
+            evicted: list[Held] = []
+            free_bytes = self.budget_bytes - self.used_bytes
+            for entry in self._held.values():
                 if free_bytes >= size_bytes:
                     break
-                if key[0] != node:
-                    chosen.append(key)
-                    free_bytes += held_bytes
+                if entry.node != node:
+                    evicted.append(entry)
+                    free_bytes += entry.size_bytes
             if free_bytes < size_bytes:
-                return [(node, partition, records)]
-            evicted = [(*key, self._forget(key)) for key in chosen]
-            self._held[node, partition] = records, size_bytes
+                return [newcomer]
+            for entry in evicted:
+                self._forget((entry.node, entry.partition))
+            self._held[node, partition] = newcomer
             self.used_bytes += size_bytes
             return evicted
 
@@ -60,21 +73,21 @@ class MemoryStore:
             for key in [key for key in self._held if key[0] == node]:
                 self._forget(key)
 
-    def shrink(self, target_bytes: int) -> list[Evicted]:
+    def shrink(self, target_bytes: int) -> list[Held]:
         """Evict until at most ``target_bytes`` are held: storage gives way to execution."""
         with self._lock:
-            evicted = []
+            evicted: list[Held] = []
             while self.used_bytes > target_bytes:
-                key = next(iter(self._held))
-                evicted.append((*key, self._forget(key)))
+                evicted.append(next(iter(self._held.values())))
+                self._forget((evicted[-1].node, evicted[-1].partition))
             return evicted
 
     def sizes(self) -> dict[tuple[NodeId, int], int]:
         """What is held, least recently used first, with its size in bytes."""
         with self._lock:
-            return {key: size_bytes for key, (_, size_bytes) in self._held.items()}
+            return {key: entry.size_bytes for key, entry in self._held.items()}
 
-    def _forget(self, key: tuple[NodeId, int]) -> list[Any]:
-        records, size_bytes = self._held.pop(key, ([], 0))
-        self.used_bytes -= size_bytes
-        return records
+    def _forget(self, key: tuple[NodeId, int]) -> None:
+        entry = self._held.pop(key, None)
+        if entry is not None:
+            self.used_bytes -= entry.size_bytes

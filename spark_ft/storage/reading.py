@@ -132,6 +132,13 @@ class StoreReader:
             ):
                 pass
 
+    def host_of(self, store: str) -> HostId:
+        """The host whose directory holds a store.  Raises BlockMissing."""
+        for host in list(self.roots):
+            if self._store(host, store).is_dir():
+                return host
+        raise BlockMissing(f"no host within reach has a store {store!r}")
+
     def _locate(
         self, host: HostId, path: Path, segment: int, key: OutputKey, reduce_index: int
     ) -> tuple[Row, list[list[int]]]:
@@ -232,15 +239,19 @@ def pack_block(ref: BlockRef) -> bytes:
     return request
 
 
-def serve(reader: StoreReader, host: HostId) -> Callable[[bytes], Iterator[bytes]]:
+def serve(reader: StoreReader, host: HostId | None = None) -> Callable[[bytes], Iterator[bytes]]:
     """What a block server does with a request: the pieces of the answer, each of at most 1 MiB.
 
+    ``host``: whose stores it serves; None: those of all the reader's hosts, told apart by their names.
     The iterator raises the StorageErrors of ``StoreReader``; a request that is none is BlockMissing.
     """
+
+    only = host
 
     def answer(request: bytes) -> Iterator[bytes]:
         try:
             what, store, segment, key, *rest = msgpack.unpackb(request)
+            host = only or reader.host_of(store)
             if what == "slice":
                 (reduce_index,) = rest
                 output = OutputKey(*layout.OUTPUT_KEY.unpack(key))
