@@ -33,7 +33,7 @@ def version() -> None:
 
 
 @main.command()
-@click.option("--master", default=None, help="local[N], local[N,F], local-cluster[W,C,MB] (default: local[*]).")
+@click.option("--master", default=None, help="local[N], local[N,F] or local-cluster[W,C,MB]; local[*].")
 @click.option("--name", default="spark_ft shell", show_default=True, help="Name of the application.")
 @click.option("--conf", "settings", multiple=True, metavar="KEY=VALUE", help="A setting; may be repeated.")
 def shell(master: str | None, name: str, settings: tuple[str, ...]) -> None:

@@ -8,7 +8,14 @@ import timeit
 import pytest
 
 from spark_ft import accumulators
-from spark_ft.accumulators import Accumulator, AccumulatorParam, begin_task, merge, new_accumulator, take_updates
+from spark_ft.accumulators import (
+    Accumulator,
+    AccumulatorParam,
+    begin_task,
+    merge,
+    new_accumulator,
+    take_updates,
+)
 from spark_ft.errors import PySparkRuntimeError
 
 

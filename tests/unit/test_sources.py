@@ -9,6 +9,7 @@ import pickle
 import random
 import sys
 import zlib
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ class Blocks:
 
 def everything(node, env=None):
     return [list(node.compute(p, (), env)) for p in range(node.partition_count)]
+
+
+def flat(parts):
+    return list(chain.from_iterable(parts))
 
 
 def sliced(data, count):
@@ -91,9 +96,9 @@ def test_slices_of_a_list_follow_the_rule_of_batches(size, count):
 
 
 def test_any_iterable_will_do():
-    assert sum(sliced({"a": 1, "b": 2}, 2), []) == ["a", "b"]
-    assert sum(sliced("xyz", 2), []) == ["x", "y", "z"]
-    assert sum(sliced((i for i in range(5)), 2), []) == list(range(5))
+    assert flat(sliced({"a": 1, "b": 2}, 2)) == ["a", "b"]
+    assert flat(sliced("xyz", 2)) == ["x", "y", "z"]
+    assert flat(sliced((i for i in range(5)), 2)) == list(range(5))
 
 
 def test_large_slices_become_blocks_and_small_ones_do_not():
@@ -103,7 +108,7 @@ def test_large_slices_become_blocks_and_small_ones_do_not():
     data = [bytes([i]) * 3000 for i in range(200)]
     large = sources.parallel_collection(NodeId(2), data, 4, blocks.put)
     assert len(blocks.held) == 4 and len(pickle.dumps(large.slices)) < 4096
-    assert sum(everything(large, blocks), []) == data
+    assert flat(everything(large, blocks)) == data
 
 
 def test_the_records_are_those_of_the_moment():
@@ -154,7 +159,8 @@ def read(data: bytes, start: int, end: int, block: int) -> list[bytes]:
     return found
 
 
-text = st.lists(st.sampled_from([b"a", b"\n", b"\r", b"\r\n", b"\n\n", b"xyz", "é".encode()]), max_size=30).map(b"".join)
+pieces = st.sampled_from([b"a", b"\n", b"\r", b"\r\n", b"\n\n", b"xyz", "é".encode()])
+text = st.lists(pieces, max_size=30).map(b"".join)
 
 
 @given(text, st.lists(st.integers(0, 60), max_size=6), st.integers(1, 9))
@@ -162,7 +168,7 @@ def test_every_line_is_in_exactly_one_split(data, cuts, block):
     edges = [0, *sorted(c for c in cuts if 0 < c < len(data)), len(data)]
     edges = sorted(set(edges)) if data else [0, 0]
     found = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         found += read(data, start, end, block)
     assert found == lines_of(data)
 
@@ -182,7 +188,7 @@ def test_splits_cover_a_file_once(size, minimum):
     file = inputs.InputFile("/x", size, 0)
     splits = inputs.cut([file], minimum)
     assert splits[0].start == 0 and splits[-1].end == size
-    assert all(a.end == b.start for a, b in zip(splits, splits[1:], strict=False))
+    assert all(a.end == b.start for a, b in pairwise(splits))
 
 
 def test_large_files_get_several_splits_of_at_most_32_mib():
@@ -195,7 +201,7 @@ def text_file(path, minimum=2, unicode=True):
 
 
 def all_lines(path, minimum=2, unicode=True):
-    return sum(everything(text_file(path, minimum, unicode)), [])
+    return flat(everything(text_file(path, minimum, unicode)))
 
 
 def test_a_file_of_many_blocks_is_read_whole(tmp_path):
@@ -205,7 +211,7 @@ def test_a_file_of_many_blocks_is_read_whole(tmp_path):
     for minimum in (1, 2, 7):
         node = text_file(tmp_path / "f", minimum)
         assert node.partition_count == minimum
-        assert sum(everything(node), []) == data.decode().splitlines()
+        assert flat(everything(node)) == data.decode().splitlines()
 
 
 def test_carriage_returns_go_only_before_a_newline(tmp_path):
@@ -239,7 +245,7 @@ def test_compressed_files_are_read_by_their_ending_in_one_partition(tmp_path, ex
     (tmp_path / f"f{extension}").write_bytes(compress(data))
     node = text_file(tmp_path / f"f{extension}", 4)
     assert node.partition_count == 1
-    assert sum(everything(node), []) == data.decode().splitlines()
+    assert flat(everything(node)) == data.decode().splitlines()
     (tmp_path / f"torn{extension}").write_bytes(compress(random.Random(1).randbytes(40000))[:-3000])
     with pytest.raises(InputCorrupt, match=f"torn{extension}: unreadable after byte"):
         all_lines(tmp_path / f"torn{extension}", unicode=False)
@@ -347,9 +353,9 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
 
 def test_whole_files_are_pairs_of_uri_and_content(tree):
     node = sources.WholeFiles(NodeId(1), f"{tree}/*.txt", 2, True, 4)
-    assert sum(everything(node), []) == [(f"file:{tree}/{n}", f"{n}\n") for n in ("a.txt", "b.txt")]
+    assert flat(everything(node)) == [(f"file:{tree}/{n}", f"{n}\n") for n in ("a.txt", "b.txt")]
     node = sources.WholeFiles(NodeId(1), f"{tree}/*.txt", 2, None, 4)
-    assert sum(everything(node), []) == [(f"file:{tree}/{n}", f"{n}\n".encode()) for n in ("a.txt", "b.txt")]
+    assert flat(everything(node)) == [(f"file:{tree}/{n}", f"{n}\n".encode()) for n in ("a.txt", "b.txt")]
 
 
 def test_binary_files_are_not_decompressed_and_whole_text_files_are(tmp_path):
@@ -365,7 +371,7 @@ def test_fixed_records_are_cut_on_their_boundaries(tmp_path_factory, length, cou
     path = Path(tmp_path_factory.mktemp("records")) / "f"
     records = [bytes([i]) * length for i in range(count)]
     path.write_bytes(b"".join(records))
-    assert sum(everything(sources.FixedRecords(NodeId(1), str(path), length, minimum)), []) == records
+    assert flat(everything(sources.FixedRecords(NodeId(1), str(path), length, minimum))) == records
 
 
 def test_a_length_that_does_not_divide_the_file_is_an_error(tmp_path):
