@@ -56,7 +56,6 @@ from spark_ft.protocol.effects import (
     Note,
     Released,
     ResultLost,
-    Send,
     SendBlob,
     Stopping,
 )
@@ -114,7 +113,7 @@ class Driver:
         self.event_log_path = log_dir / name
         self._roots: dict[HostId, Path] = {DRIVER_HOST: self.scratch / "driver"}
         self._reader = StoreReader(self._roots)
-        self._server = BlockServer(self.cluster.endpoint("driver-data"), self._token, serve(self._reader))
+        self._server = BlockServer(self.cluster.endpoint("driver-data"), self._token, serve(self._reader, DRIVER_HOST))
         self._core = SchedulerCore(settings, self.me, self.app_id)
         self._host = Host(
             self._core,
@@ -306,7 +305,7 @@ class Driver:
                 self._note(effect.kind, effect.fields)
             case SendBlob():
                 if (blob := self._blobs.get(effect.blob)) is not None:
-                    self._host.send(Send(effect.to, blob))
+                    self._host.send(effect.to, blob)
             case LearnHosts():
                 self._hosts.update({HostId(host): endpoint for host, endpoint in effect.hosts.items()})
             case _:
@@ -351,7 +350,6 @@ class Driver:
             self._client.close()
         if self._writer is not None:
             self._writer.close()
-        self._reader.close()
         self._note("application_end", {"app": self.app_id})
         if self._events is not None:
             self._events.close()

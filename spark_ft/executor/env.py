@@ -22,20 +22,13 @@ from spark_ft.lineage.dependency import Aggregator, ShuffleDependency
 from spark_ft.lineage.node import Replayable
 from spark_ft.protocol.messages import BlockRef, FetchFailed, MapOutputs
 from spark_ft.settings import Settings
-from spark_ft.shuffle import merge
+from spark_ft.rows import Batch
+from spark_ft.shuffle import grouping, merge
 from spark_ft.shuffle.reader import ShuffleReader
+from spark_ft.shuffle.spill import in_batches
 from spark_ft.storage.blocks import StoreReader, StoreWriter, pack_block
 from spark_ft.storage.memory import MemoryStore
 from spark_ft.transport.blocks import BlockClient, RemoteFetch
-
-_BATCH = 1024  # records that go together where an iterator is cut into batches
-
-
-def batches_of(records: Iterator[Any], size: int = _BATCH) -> Iterator[list[Any]]:
-    """Cut an iterator into lists of ``size`` records."""
-    while batch := list(itertools.islice(records, size)):
-        yield batch
-
 
 class ProcessEnv:
     """One executor's stores and memory.  Opened on first use, never before a fork."""
@@ -111,7 +104,7 @@ class Env:
         self._budget, self._spill_dir = process.budget_bytes, process.spill_dir
         self.record_count = 0  # read from shuffles so far: the task's progress
 
-    def _pairs(self, dependency: ShuffleDependency, partition: int) -> Iterator[list[Any]]:
+    def _pairs(self, dependency: ShuffleDependency, partition: int) -> Iterator[Batch]:
         for batch in self._shuffle.pairs(self._outputs[dependency.shuffle], partition):
             self.record_count += len(batch)
             yield batch
@@ -122,26 +115,26 @@ class Env:
             merged = merge.merge_combiners if dependency.map_side_combine else merge.combine
             return merged(pairs, dependency.aggregator, self._budget, self._spill_dir)
         if dependency.group:
-            return merge.group(pairs, self._budget, self._spill_dir)
+            return grouping.group(pairs, self._budget, self._spill_dir)
         if dependency.ordering is not None:
             ordering = dependency.ordering
             return merge.sort(pairs, _record_key(ordering.key), not ordering.ascending, self._budget, self._spill_dir)
         return itertools.chain.from_iterable(pairs)
 
     def cogroup(self, sides: Sequence[Iterator[Any]]) -> Iterator[tuple[Any, tuple[Replayable, ...]]]:
-        return merge.cogroup([batches_of(side) for side in sides], self._budget, self._spill_dir)
+        return grouping.cogroup([in_batches(side) for side in sides], self._budget, self._spill_dir)
 
     def combine(self, pairs: Iterator[Any], aggregator: Aggregator) -> Iterator[Any]:
-        return merge.combine(batches_of(pairs), aggregator, self._budget, self._spill_dir)
+        return merge.combine(in_batches(pairs), aggregator, self._budget, self._spill_dir)
 
     def group(self, pairs: Iterator[Any]) -> Iterator[tuple[Any, Replayable]]:
-        return merge.group(batches_of(pairs), self._budget, self._spill_dir)
+        return grouping.group(in_batches(pairs), self._budget, self._spill_dir)
 
     def sort(self, records: Iterator[Any], key: Any, reverse: bool) -> Iterator[Any]:
-        return merge.sort(batches_of(records), key, reverse, self._budget, self._spill_dir)
+        return merge.sort(in_batches(records), key, reverse, self._budget, self._spill_dir)
 
     def spool(self, records: Iterator[Any]) -> Replayable:
-        return merge.spool(batches_of(records), self._budget, self._spill_dir)
+        return merge.spool(in_batches(records), self._budget, self._spill_dir)
 
     # --- Blocks ---
 
@@ -154,7 +147,7 @@ class Env:
                 for _, piece in self.process.client().fetch([(block.host, pack_block(block))]):
                     yield piece
         except RemoteFetch as error:
-            raise _block_failed(block, error.evidence, error.text) from error
+            raise block_failed(block, error.evidence, error.text) from error
 
     def read_block(self, block: BlockRef) -> bytes:
         return b"".join(self.block_pieces(block))
@@ -180,7 +173,7 @@ def _first(record: Any) -> Any:
     return record[0]
 
 
-def _block_failed(block: BlockRef, evidence: str, text: str) -> FetchError:
+def block_failed(block: BlockRef, evidence: str, text: str) -> FetchError:
     return FetchError(
         FetchFailed(ShuffleId(-1), Generation(0), -1, block.host, block.store, evidence, text, block)
     )

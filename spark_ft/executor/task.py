@@ -25,7 +25,7 @@ from typing import Any
 from spark_ft import accumulators, broadcast, closures, failpoints, files, interrupts, rows
 from spark_ft.clock import perf_s
 from spark_ft.errors import BlockCorrupt, FetchError, InputChanged, StorageError, StoreFull
-from spark_ft.executor.env import Env, ProcessEnv, batches_of
+from spark_ft.executor.env import Env, ProcessEnv, block_failed
 from spark_ft.ids import BlobId, HostId, Incarnation, NodeId
 from spark_ft.lineage.dependency import NarrowDependency, OneToOne
 from spark_ft.lineage.narrow import fuse
@@ -47,7 +47,7 @@ from spark_ft.protocol.messages import (
     UserError,
 )
 from spark_ft.settings import Settings
-from spark_ft.shuffle.spill import estimate_bytes
+from spark_ft.shuffle.spill import estimate_bytes, in_batches
 from spark_ft.shuffle.writer import write_map_output
 from spark_ft.storage.blocks import OutputKey
 from spark_ft.taskcontext import TaskContext
@@ -277,7 +277,7 @@ class _Attempt:
         budget = self._process.memory.budget_bytes
         held: list[Any] = []
         size = 0
-        for batch in batches_of(records):
+        for batch in in_batches(records):
             held += batch
             size += estimate_bytes(batch)
             if size > budget:
@@ -285,7 +285,8 @@ class _Attempt:
                 return self._write(node, partition, rest) if level.useDisk else rest
         with self._lock:
             evicted = self._process.memory.put(node.id, partition, held, size, level.useDisk)
-        self.cached.append(CachedBlock(node.id, partition, size))
+        if not any((old.node, old.partition) == (node.id, partition) for old in evicted):
+            self.cached.append(CachedBlock(node.id, partition, size))
         for old in evicted:
             self.dropped.append((old.node, old.partition))
             if old.use_disk:
@@ -299,7 +300,7 @@ class _Attempt:
         return self._from_disk(block)
 
     def _store(self, node: NodeId, partition: int, records: Iterator[Any]) -> BlockRef:
-        chunks = (rows.encode(batch) for batch in batches_of(records))
+        chunks = (rows.encode(batch) for batch in in_batches(records))
         return self.env.write_block("rdd", b"%d.%d" % (node, partition), chunks)
 
 
@@ -420,9 +421,7 @@ def _reason(error: BaseException) -> EndReason:
 
 
 def _corrupt(block: BlockRef, error: StorageError) -> FetchError:
-    from spark_ft.executor.env import _block_failed
-
-    return _block_failed(block, "corrupt", str(error))
+    return block_failed(block, "corrupt", str(error))
 
 
 def _words(error: BaseException) -> str:

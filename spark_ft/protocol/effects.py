@@ -15,6 +15,7 @@ from spark_ft.ids import AppId, BlobId, Incarnation, JobId, NodeId, ShuffleId, S
 from spark_ft.lineage.shape import LineageShape
 from spark_ft.protocol.messages import (
     AssignExecutors,
+    BlockRef,
     EndReason,
     InlineResult,
     LaunchTasks,
@@ -326,7 +327,7 @@ class LoadBlob:
 
     blob: BlobId
     payload: bytes
-    block: object | None = None
+    block: BlockRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
