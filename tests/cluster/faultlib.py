@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import tempfile
@@ -349,6 +350,27 @@ class Running:
 
     def stop(self) -> None:
         self.sc.stop()
+
+
+class RandomKiller(threading.Thread):
+    """SIGKILLs an executor after each pause drawn from ``pause_s``, at most ``most`` in all."""
+
+    def __init__(
+        self, running: Running, seed: int, most: int, pause_s: tuple[float, float] = (0.2, 0.8)
+    ) -> None:
+        super().__init__(name="random killer", daemon=True)
+        self.running, self.rng, self.most, self.pause_s = running, random.Random(seed), most, pause_s
+        self.killed: list[int] = []
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while len(self.killed) < self.most and not self.done.wait(self.rng.uniform(*self.pause_s)):
+            pids = sorted(set(self.running.executor_pids()) - set(self.killed))
+            if pids:
+                pid = self.rng.choice(pids)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    self.killed.append(pid)
 
 
 def start_context(

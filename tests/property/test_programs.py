@@ -1,11 +1,7 @@
 """Random RDD programs give the oracle's answers, undisturbed and while executors are being killed."""
 
-import contextlib
 import os
-import random
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,32 +28,15 @@ def test_a_random_program_gives_the_answers_of_plain_lists(calm: SparkContext, p
     program.check(calm)
 
 
-class RandomKiller(threading.Thread):
-    """SIGKILLs an executor every 0.2 to 0.8 s, at most ``most`` of them; every choice from ``seed``."""
-
-    def __init__(self, running: faultlib.Running, seed: int, most: int) -> None:
-        super().__init__(name="random killer", daemon=True)
-        self.running, self.rng, self.most = running, random.Random(seed), most
-        self.killed: list[int] = []
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        while len(self.killed) < self.most and not self.done.wait(self.rng.uniform(0.2, 0.8)):
-            pids = sorted(set(self.running.executor_pids()) - set(self.killed))
-            if pids:
-                pid = self.rng.choice(pids)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                    self.killed.append(pid)
-
-
 @pytest.fixture(scope="module")
-def hunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[faultlib.Running, RandomKiller]]:
+def hunted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[faultlib.Running, faultlib.RandomKiller]]:
     scratch = faultlib.short_directory()
     running = faultlib.start_context(
         Path(tmp_path_factory.mktemp("hunted")), scratch, "local-cluster[2,1,512]"
     )
-    killer = RandomKiller(running, seed=7, most=2000 if SIM else 60)
+    killer = faultlib.RandomKiller(running, seed=7, most=2000 if SIM else 60)
     killer.start()
     yield running, killer
     killer.done.set()
@@ -70,7 +49,7 @@ def hunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[faultlib.
 @settings(max_examples=300 if SIM else 15, suppress_health_check=list(HealthCheck))
 @given(program=programs(steps_max=6, actions_max=2))
 def test_EX_5_a_random_program_gives_them_while_executors_are_killed(
-    hunted: tuple[faultlib.Running, RandomKiller], program: Program
+    hunted: tuple[faultlib.Running, faultlib.RandomKiller], program: Program
 ) -> None:
     running, _ = hunted
     program.check(running.sc)

@@ -1,0 +1,1 @@
+"""More data than memory; the same work small (tests/cluster) and with gigabytes (``make big``)."""

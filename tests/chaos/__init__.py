@@ -1,0 +1,1 @@
+"""Long live runs under random kills; ``make chaos``."""
