@@ -30,6 +30,11 @@ from spark_ft.lineage.node import Node, TaskEnv
 from spark_ft.lineage.partitioner import Partitioner
 
 
+def identity(value: Any) -> Any:
+    """The ``create`` of ``reduceByKey``: a combining loop that knows it may skip the call."""
+    return value
+
+
 class Shuffled(Node):
     """The reduce side of one shuffle."""
 

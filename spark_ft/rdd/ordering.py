@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from spark_ft.lineage.dependency import KeyOrdering
 from spark_ft.lineage.partitioner import Partitioner, portable_hash
+from spark_ft.lineage.wide import identity
 from spark_ft.rdd.pairs import PairsMixin
 from spark_ft.rdd.sampling import KeySample
-from spark_ft.rdd.tasks import identity
 
 if TYPE_CHECKING:
     from spark_ft.rdd import RDD

@@ -23,9 +23,9 @@ from spark_ft.lineage.dependency import (
 from spark_ft.lineage.narrow import FLAT_MAP_VALUES, KEYS, MAP_VALUES, VALUES, first, second
 from spark_ft.lineage.node import Node
 from spark_ft.lineage.partitioner import Partitioner, portable_hash
-from spark_ft.lineage.wide import CoGrouped, Combined, Grouped, Shuffled, Sorted
+from spark_ft.lineage.wide import CoGrouped, Combined, Grouped, Shuffled, Sorted, identity
 from spark_ft.rdd.sampling import Stratified
-from spark_ft.rdd.tasks import fresh, identity
+from spark_ft.rdd.tasks import fresh
 from spark_ft.rdd.transform import TransformMixin, keyed, keyed_once
 from spark_ft.resultiterable import ResultIterable
 

@@ -24,10 +24,6 @@ _COUNTED: tuple[type, ...] = (type(iter([])), type(iter(())), type(iter(range(0)
 _IMMUTABLE = (int, float, complex, bool, str, bytes, type(None), frozenset)
 
 
-def identity(value: Any) -> Any:
-    return value
-
-
 def as_list(partition: int, records: Iterator[Any]) -> list[Any]:
     return list(records)
 

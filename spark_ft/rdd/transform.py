@@ -89,8 +89,9 @@ class TransformMixin(RDDBase[T]):
     def zipWithIndex(self) -> RDD[tuple[T, int]]:
         """Each record with its position.  With more than one partition a job counts them first."""
         starts = [0]
-        for size in self._run(count_records, range(self.getNumPartitions() - 1)):
-            starts.append(starts[-1] + size)
+        if self.getNumPartitions() > 1:
+            for size in self._run(count_records, range(self.getNumPartitions() - 1)):
+                starts.append(starts[-1] + size)
         return self._partitionwise(_IndexFrom(starts))
 
     def zipWithUniqueId(self) -> RDD[tuple[T, int]]:

@@ -35,9 +35,7 @@ OPS = [
     (MAP_VALUES, lambda v: v - 1),
     (FLAT_MAP_VALUES, lambda v: [v, v]),
 ]
-EXPECTED = [
-    (y * 2, v) for x in range(20) if (x + 1) % 3 for y in range((x + 1) % 4) for v in [y - 1, y - 1]
-]
+EXPECTED = [(y * 2, v) for x in range(20) if (x + 1) % 3 for y in range((x + 1) % 4) for v in [y - 1, y - 1]]
 PADDING = [(MAP, lambda x: x)] * FUSED_OPS_MAX
 
 
@@ -69,9 +67,13 @@ def test_stop_iteration_from_a_user_function_is_an_error_and_not_the_end(kind, p
             raise StopIteration
         return (value,)
 
-    records = fuse([*padding, (kind, stop_at_the_third)], [(n, n) if "Values" in kind else n for n in (1, 2, 3)])
+    records = fuse(
+        [*padding, (kind, stop_at_the_third)], [(n, n) if "Values" in kind else n for n in (1, 2, 3)]
+    )
     assert len(list(islice(records, 2))) == 2
-    with pytest.raises(PySparkRuntimeError, match="Caught StopIteration thrown from user's code; failing the"):
+    with pytest.raises(
+        PySparkRuntimeError, match="Caught StopIteration thrown from user's code; failing the"
+    ):
         list(records)
 
 

@@ -81,7 +81,9 @@ def test_persisting_is_remembered_and_undone(sc):
 def test_another_level_than_the_assigned_one_is_an_error_and_the_same_is_fine(sc):
     rdd = sc.parallelize([1]).persist(StorageLevel.DISK_ONLY)
     rdd.persist(StorageLevel.DISK_ONLY)
-    with pytest.raises(UsageError, match="Cannot change storage level of an RDD after it was already assigned"):
+    with pytest.raises(
+        UsageError, match="Cannot change storage level of an RDD after it was already assigned"
+    ):
         rdd.cache()
     assert rdd.getStorageLevel() == StorageLevel.DISK_ONLY
 
@@ -130,7 +132,9 @@ def test_a_checkpoint_is_written_after_the_first_job_and_cuts_the_lineage():
     assert rdd.getCheckpointFile() == f"file:/ckpt/rdd-{rdd.id()}"
     before = dict(sc.computed)
     assert below.collect() == [-1, -2, -3, -4]
-    assert sc.computed[source._node.id, 0] == before[source._node.id, 0] == 2  # once for the job, once to write
+    assert (
+        sc.computed[source._node.id, 0] == before[source._node.id, 0] == 2
+    )  # once for the job, once to write
     assert b"Elementwise" not in rdd.toDebugString()
 
 
