@@ -1,50 +1,39 @@
-"""SparkContext: the way in.  One per process; it owns a Driver and is the Session of its RDDs.
+"""SparkContext: the way in.  One per process; it owns a Driver, and is the Session of its RDDs.
 
-    SparkContext --- Settings, Driver (jobs, blocks) --- StatusStore (observes the driver's notes)
-        |  parallelize, textFile …  -> lineage/sources.py node -> RDD
-        |  run(node, function)      -> driver.submit -> JobHandle.result()
+    SparkContext ── Settings, Driver ── StatusStore (observes the driver's notes)
+         │ parallelize, textFile …  ──> a node of lineage/sources.py ──> RDD
+         └ DriverSession (driver/session.py) runs jobs
 
 * At most one context lives in a process.  A constructor that raises leaves none, and no process.
 * After ``stop``, and in a child of the user's own ``fork``, every use is a UsageError that says so;
   a new context can be made in both.
-* A broadcast lives as long as a job, or a shuffle that may be written again, was pickled with it.
-* Finalizers run anywhere, even inside this module's own calls: they only note what is gone.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
-import itertools
-import logging
 import os
-import random
 import sys
 import threading
 import types
 import uuid
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSet, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import spark_ft
-from spark_ft import accumulators, broadcast, files
+from spark_ft import accumulators, files, log
 from spark_ft import conf as confs
 from spark_ft.accumulators import Accumulator, AccumulatorParam
-from spark_ft.broadcast import Broadcast
 from spark_ft.conf import SparkConf
 from spark_ft.driver.driver import Driver
+from spark_ft.driver.session import DESCRIPTION, GROUP, INTERRUPT, TAGS, DriverSession, callsite
 from spark_ft.errors import ContextInTaskError, JobError, PySparkRuntimeError, UsageError
-from spark_ft.ids import Fingerprint, NodeId, ShuffleId
 from spark_ft.lineage import sources
-from spark_ft.lineage.dependency import ShuffleDependency
 from spark_ft.lineage.inputs import local_path
 from spark_ft.lineage.narrow import CheckpointPoint
-from spark_ft.lineage.node import Node
-from spark_ft.protocol.messages import BlockRef
 from spark_ft.rdd import RDD
 from spark_ft.rdd.saving import save, write_batches
 from spark_ft.rdd.transform import union_of
@@ -57,28 +46,10 @@ __all__ = ["SparkContext"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-_log = logging.getLogger("spark_ft.context")
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-
-_GROUP = "spark.jobGroup.id"
-_DESCRIPTION = "spark.job.description"
-_INTERRUPT = "spark.job.interruptOnCancel"
-_TAGS = "spark.job.tags"
-_POOL = "spark.scheduler.pool"
+_log = log.get_logger(__name__)
 
 
-class _LocalProperties(threading.local):
-    """Strings of one thread that go with the jobs it submits."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, str] = {}
-        self.context = 0  # of which context: another one starts without any
-
-
-_local = _LocalProperties()
-
-
-class SparkContext:
+class SparkContext(DriverSession):
     """The connection of a program to its executors.
 
     >>> with SparkContext("local[2]", "example") as sc:  # doctest: +SKIP
@@ -88,7 +59,6 @@ class SparkContext:
 
     _active_spark_context: ClassVar[SparkContext | None] = None
     _lock: ClassVar[threading.RLock] = threading.RLock()
-    _numbers: ClassVar[Iterator[int]] = itertools.count(1)
 
     PACKAGE_EXTENSIONS: Iterable[str] = (".zip", ".egg", ".jar", ".whl")
     _jvm: ClassVar[None] = None
@@ -119,10 +89,11 @@ class SparkContext:
         """
         if conf is None or (conf.get("spark.executor.allowSparkContext") or "").lower() != "true":
             _assert_on_driver()
-        self._number = next(SparkContext._numbers)
-        self._callsite = _callsite()
-        self._driver: Driver | None = None
-        self._ended = ""  # why this context cannot be used any more
+        self._callsite = callsite()
+        self.serializer = serializer
+        self.profiler_collector = None
+        self._checkpoint_dir: str | None = None
+        self._python_includes: list[str] = []
         with SparkContext._lock:
             _refuse_second(SparkContext._active_spark_context)
             self._conf = (conf or SparkConf()).copy()
@@ -132,47 +103,36 @@ class SparkContext:
                 self._conf.setExecutorEnv(name, str(text))
             self._conf.setIfMissing("spark.master", "local[*]")
             self._conf.setIfMissing("spark.app.name", "pyspark-shell")
+            super().__init__(f"app={self.appName}, master={self.master}")
             self.environment = _executor_environment(self._conf)
-            self.serializer = serializer
-            self.profiler_collector = None
             settings = Settings.from_conf(self._conf.asdict())
             _report_unknown(self._conf)
-            self._settings = settings
+            log.set_level(settings.log_level)
             self._status = StatusStore(
                 int(self._conf.get("spark.ui.retainedJobs", "1000")),
                 int(self._conf.get("spark.ui.retainedStages", "1000")),
             )
             driver = Driver(settings, self.environment, (self._status.note,))
+            self._files = files.Registry(
+                driver.scratch / "files", None if self.master.startswith("local") else driver.put_block
+            )
+            self._open(driver)
             try:
-                self._begin(driver, pyFiles or ())
+                self._set_up(driver, pyFiles or ())
             except BaseException:
                 self._end("could not be started")
                 raise
             SparkContext._active_spark_context = self
 
-    def _begin(self, driver: Driver, py_files: Sequence[str]) -> None:
-        self._driver = driver
-        self.rng = random.Random()
-        self.checkpoint_marks: MutableSet[CheckpointPoint] = weakref.WeakSet()
-        self._checkpoint_dir: str | None = None
-        self._nodes, self._rdds, self._shuffles = itertools.count(), itertools.count(), itertools.count()
-        self._fingerprint_seed = self.rng.randbytes(8)
-        self._tracked: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._used_by_shuffle: weakref.WeakKeyDictionary[ShuffleDependency, dict[int, Any]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._unreferenced: deque[BlockRef] = deque()  # blocks of broadcasts that were collected
+    def _set_up(self, driver: Driver, py_files: Sequence[str]) -> None:
+        """What needs the driver: facts of this run, and what the settings say is to be shipped."""
         self._conf.set("spark.app.id", driver.app_id)
         self._conf.set("spark.app.startTime", driver.start_ms)
         self._conf.setIfMissing("spark.executor.id", "driver")
-        elsewhere = not self.master.startswith("local")
-        self._files = files.Registry(driver.scratch / "files", driver.put_block if elsewhere else None)
-        self._python_includes: list[str] = []
-        overwrite = self._overwrite_files
         for path in (*_listed(self._conf, "spark.submit.pyFiles"), *py_files):
             self.addPyFile(path)
         for path in _listed(self._conf, "spark.files"):
-            self._files.add(path, overwrite=overwrite)
+            self.addFile(path)
         for path in _listed(self._conf, "spark.archives"):
             self.addArchive(path)
         if self._conf.contains("spark.checkpoint.dir"):
@@ -194,14 +154,9 @@ class SparkContext:
             self._end("has been stopped")
 
     def _end(self, why: str) -> None:
-        if self._ended:
-            return
-        self._ended = why
-        driver, self._driver = self._driver, None
+        driver = self._close(why)
         if driver is not None:
-            registry = getattr(self, "_files", None)
-            if registry is not None:
-                registry.close()
+            self._files.close()
             driver.stop()
 
     def __enter__(self) -> SparkContext:
@@ -220,15 +175,6 @@ class SparkContext:
 
     def __repr__(self) -> str:
         return f"<SparkContext master={self.master} appName={self.appName}>"
-
-    def _live(self) -> Driver:
-        """The driver, or the UsageError that tells why there is none."""
-        if self._driver is None:
-            raise UsageError(
-                f"This SparkContext (app={self.appName}) {self._ended}; it cannot be used any more. "
-                "Make a new SparkContext."
-            )
-        return self._driver
 
     # --- What it is ---
 
@@ -269,9 +215,7 @@ class SparkContext:
     @property
     def defaultParallelism(self) -> int:
         """Partitions of a collection when no number is given."""
-        return self._live().default_parallelism
-
-    default_parallelism = defaultParallelism
+        return self.default_parallelism
 
     @property
     def defaultMinPartitions(self) -> int:
@@ -295,12 +239,8 @@ class SparkContext:
         return environment("SPARK_USER") or environment("USER") or environment("LOGNAME") or str(os.getuid())
 
     def setLogLevel(self, logLevel: str) -> None:
-        """ALL, DEBUG, ERROR, FATAL, INFO, OFF, TRACE or WARN."""
-        try:
-            level = _LOG_LEVELS[logLevel.upper()]
-        except KeyError:
-            raise ValueError(f"log level {logLevel!r}: expected one of {', '.join(_LOG_LEVELS)}") from None
-        logging.getLogger("spark_ft").setLevel(level)
+        """ALL, DEBUG, ERROR, FATAL, INFO, OFF, TRACE or WARN; ValueError for anything else."""
+        log.set_level(logLevel)
 
     @classmethod
     def setSystemProperty(cls, key: str, value: str) -> None:
@@ -381,13 +321,6 @@ class SparkContext:
 
     # --- Shared variables and files ---
 
-    def broadcast(self, value: T) -> Broadcast[T]:
-        """A read-only value that each executor loads once."""
-        handle = broadcast.new_broadcast(value, self)
-        watch = weakref.finalize(handle, _broadcast_gone, weakref.ref(self), handle.id, handle._block)
-        watch.atexit = False
-        return handle
-
     def accumulator(self, value: T, accum_param: AccumulatorParam[T] | None = None) -> Accumulator[T]:
         """A sum that tasks add to.  TypeError without a param for anything but plain numbers."""
         self._live()
@@ -445,15 +378,15 @@ class SparkContext:
 
     def setJobGroup(self, groupId: str, description: str, interruptOnCancel: bool = False) -> None:
         """Label the jobs that this thread starts from now on."""
-        self.setLocalProperty(_GROUP, groupId)
-        self.setLocalProperty(_DESCRIPTION, description)
-        self.setLocalProperty(_INTERRUPT, "true" if interruptOnCancel else "false")
+        self.setLocalProperty(GROUP, groupId)
+        self.setLocalProperty(DESCRIPTION, description)
+        self.setLocalProperty(INTERRUPT, "true" if interruptOnCancel else "false")
 
     def setJobDescription(self, value: str | None) -> None:
-        self.setLocalProperty(_DESCRIPTION, value)
+        self.setLocalProperty(DESCRIPTION, value)
 
     def setInterruptOnCancel(self, interruptOnCancel: bool) -> None:
-        self.setLocalProperty(_INTERRUPT, "true" if interruptOnCancel else "false")
+        self.setLocalProperty(INTERRUPT, "true" if interruptOnCancel else "false")
 
     def cancelJobGroup(self, groupId: str) -> None:
         """End the group's running jobs; their callers get JobCancelled."""
@@ -473,41 +406,24 @@ class SparkContext:
         self._set_tags(self.getJobTags() - {_checked_tag(tag)})
 
     def getJobTags(self) -> set[str]:
-        return set(filter(None, (self.getLocalProperty(_TAGS) or "").split(",")))
+        return set(filter(None, (self.getLocalProperty(TAGS) or "").split(",")))
 
     def clearJobTags(self) -> None:
         self._set_tags(set())
 
     def _set_tags(self, tags: set[str]) -> None:
-        self.setLocalProperty(_TAGS, ",".join(sorted(tags)) or None)
+        self.setLocalProperty(TAGS, ",".join(sorted(tags)) or None)
 
-    def setLocalProperty(self, key: str, value: str | None) -> None:
-        """A string of this thread that its tasks can ask for; None removes it."""
-        properties = self._properties()
-        if value is None:
-            properties.pop(key, None)
-        else:
-            properties[key] = str(value)
+    def _sent_properties(self) -> dict[str, str]:
+        properties = dict(self._properties())
+        if self._files.text:
+            properties[files.PROPERTY] = self._files.text
+        return properties
 
-    def getLocalProperty(self, key: str) -> str | None:
-        return self._properties().get(key)
+    # --- What RDDs ask, beside DriverSession ---
 
-    def _properties(self) -> dict[str, str]:
-        self._live()
-        if _local.context != self._number:
-            _local.context, _local.values = self._number, {}
-        return _local.values
-
-    @classmethod
-    def _copy_local_properties(cls) -> dict[str, str]:
-        active = cls._active_spark_context
-        return {} if active is None else dict(active._properties())
-
-    @classmethod
-    def _set_local_properties(cls, values: Mapping[str, str]) -> None:
-        active = cls._active_spark_context
-        if active is not None:
-            _local.context, _local.values = active._number, dict(values)
+    def conf(self, key: str, default: str) -> str:
+        return self._conf.get(key, default)
 
     # --- Checkpoints ---
 
@@ -529,153 +445,8 @@ class SparkContext:
         """Write a marked RDD by a job of its own; then it is read from there, whoever has died."""
         assert self._checkpoint_dir is not None
         folder = os.path.join(self._checkpoint_dir, f"rdd-{point.rdd_id}")
-        parent = point.dependencies[0].parent
-        assert parent is not None
-        parts = save(folder, lambda function: self.run(parent, function), write_batches)
+        parts = save(folder, lambda function: self.run(point, function), write_batches)
         point.settle(f"file:{folder}", sources.PickleFile.of(self.new_node_id(), parts))
-
-    # --- The Session of RDDs (rdd/base.py) ---
-
-    def conf(self, key: str, default: str) -> str:
-        return self._conf.get(key, default)
-
-    def new_node_id(self) -> NodeId:
-        self._live()
-        return NodeId(next(self._nodes))
-
-    def new_rdd_id(self) -> int:
-        return next(self._rdds)
-
-    def new_shuffle(self) -> tuple[ShuffleId, Fingerprint]:
-        shuffle = ShuffleId(next(self._shuffles))
-        return shuffle, Fingerprint(self._fingerprint_seed + shuffle.to_bytes(8, "big"))
-
-    def run(
-        self,
-        node: Node,
-        function: Callable[[int, Iterator[Any]], R],
-        partitions: Sequence[int] | None = None,
-    ) -> list[R]:
-        """One job; the results in the order of ``partitions`` (None: all)."""
-        driver = self._live()
-        self._drop_unreferenced(driver)
-        properties = self._properties()
-        sent = {**properties, files.PROPERTY: self._files.text} if self._files.text else dict(properties)
-        with broadcast.collecting() as used:  # held until the job has ended
-            handle = driver.submit(
-                node,
-                function,
-                partitions,
-                name=_job_name(),
-                properties=sent,
-                pool=properties.get(_POOL) or "default",
-                group=properties.get(_GROUP),
-                tags=frozenset(filter(None, properties.get(_TAGS, "").split(","))),
-            )
-        if used:
-            self._keep_for_shuffles(node, used)
-        return handle.result()
-
-    def run_each(
-        self,
-        node: Node,
-        function: Callable[[int, Iterator[Any]], R],
-        partitions: Sequence[int],
-        prefetch: bool = False,
-    ) -> Iterator[R]:
-        """One job per partition, each when it is asked for; ``prefetch`` lets the next run ahead."""
-        if not prefetch:
-            for partition in partitions:
-                yield self.run(node, function, [partition])[0]
-            return
-        waiting: deque[_Ahead] = deque()
-        for partition in partitions:
-            waiting.append(_Ahead(self, node, function, partition))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    def track(self, thing: ShuffleDependency | Node) -> None:
-        """Release what executors hold for a shuffle or a persisted node once nothing refers to it."""
-        if not self._settings.reference_tracking or thing in self._tracked:
-            return
-        self._tracked.add(thing)
-        shuffle = thing.shuffle if isinstance(thing, ShuffleDependency) else None
-        node = None if isinstance(thing, ShuffleDependency) else thing.id
-        weakref.finalize(thing, _data_gone, weakref.ref(self), shuffle, node).atexit = False
-
-    def unpersist(self, node: Node, blocking: bool) -> None:
-        self._live().release(nodes=(node.id,))
-
-    def _keep_for_shuffles(self, target: Node, used: Mapping[int, Broadcast[Any]]) -> None:
-        """A shuffle's functions are pickled once and may run again: what they refer to stays."""
-        stack, seen = [target], {target.id}
-        while stack:
-            for dependency in stack.pop().dependencies:
-                if isinstance(dependency, ShuffleDependency):
-                    self._used_by_shuffle.setdefault(dependency, {}).update(used)
-                parent = dependency.parent
-                if parent is not None and parent.id not in seen:
-                    seen.add(parent.id)
-                    stack.append(parent)
-
-    # --- The Owner of broadcasts (broadcast.py) ---
-
-    def put_block(self, kind: str, name: bytes, chunks: Iterable[bytes]) -> BlockRef:
-        """A block in the driver's store."""
-        driver = self._live()
-        self._drop_unreferenced(driver)
-        return driver.put_block(kind, name, chunks)
-
-    def forget_broadcast(self, bid: int, block: BlockRef | None) -> None:
-        driver = self._live()
-        driver.release(broadcasts=(bid,))
-        if block is not None:
-            driver.drop_block(block)
-
-    def _drop_unreferenced(self, driver: Driver) -> None:
-        while self._unreferenced:
-            driver.drop_block(self._unreferenced.popleft())
-
-
-_LOG_LEVELS = {
-    "ALL": 1,
-    "TRACE": 5,
-    "DEBUG": logging.DEBUG,
-    "INFO": logging.INFO,
-    "WARN": logging.WARNING,
-    "ERROR": logging.ERROR,
-    "FATAL": logging.CRITICAL,
-    "OFF": logging.CRITICAL + 10,
-}
-
-
-class _Ahead:
-    """A job of one partition that runs in a thread of its own, with its caller's properties."""
-
-    def __init__(
-        self, sc: SparkContext, node: Node, function: Callable[[int, Iterator[Any]], Any], partition: int
-    ) -> None:
-        self._answer: list[Any] = []
-        self._error: BaseException | None = None
-        properties = dict(sc._properties())
-
-        def work() -> None:
-            SparkContext._set_local_properties(properties)
-            try:
-                self._answer = sc.run(node, function, [partition])
-            except BaseException as error:  # handed on to the thread that asks
-                self._error = error
-
-        self._thread = threading.Thread(target=work, name="spark-ft-prefetch", daemon=True)
-        self._thread.start()
-
-    def result(self) -> Any:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._answer[0]
 
 
 def _partition_list(function: Callable[[Iterator[Any]], Iterable[Any]], _: int, records: Any) -> list[Any]:
@@ -694,23 +465,6 @@ def _refuse_second(other: SparkContext | None) -> None:
             "Cannot run multiple SparkContexts at once; existing SparkContext"
             f"(app={other.appName}, master={other.master}) created by {function} at {path}:{line} "
         )
-
-
-def _callsite() -> tuple[str, str, int]:
-    """(the last function of this package, file, line) of the call that led here from outside."""
-    frame: types.FrameType | None = sys._getframe(1)
-    function = ""
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        function, frame = frame.f_code.co_name, frame.f_back
-    if frame is None:
-        return function, "", 0
-    return function, frame.f_code.co_filename, frame.f_lineno
-
-
-def _job_name() -> str:
-    """As Spark names jobs: ``collect at program.py:12``."""
-    function, path, line = _callsite()
-    return f"{function} at {os.path.basename(path)}:{line}"
 
 
 def _executor_environment(conf: SparkConf) -> dict[str, str]:
@@ -735,23 +489,6 @@ def _report_unknown(conf: SparkConf) -> None:
             _log.warning("unknown setting %s is kept but has no effect", key)
 
 
-def _data_gone(sc: weakref.ref[SparkContext], shuffle: ShuffleId | None, node: NodeId | None) -> None:
-    """A finalizer: ``release`` only posts an event, so it may run anywhere."""
-    context = sc()
-    driver = None if context is None else context._driver
-    if driver is not None:
-        driver.release(() if shuffle is None else (shuffle,), () if node is None else (node,))
-
-
-def _broadcast_gone(sc: weakref.ref[SparkContext], bid: int, block: BlockRef) -> None:
-    """A finalizer: the block itself is dropped by the next call that may write to the store."""
-    context = sc()
-    driver = None if context is None else context._driver
-    if context is not None and driver is not None:
-        driver.release(broadcasts=(bid,))
-        context._unreferenced.append(block)
-
-
 def _stop_at_exit() -> None:
     active = SparkContext._active_spark_context
     if active is not None:
@@ -763,8 +500,7 @@ def _forget_after_fork() -> None:
     SparkContext._lock = threading.RLock()
     inherited, SparkContext._active_spark_context = SparkContext._active_spark_context, None
     if inherited is not None:
-        inherited._driver = None
-        inherited._ended = "belongs to the process that this one was forked from"
+        inherited._close("belongs to the process that this one was forked from")
 
 
 atexit.register(_stop_at_exit)

@@ -19,11 +19,11 @@ def inheritable_thread_target(f: F) -> F:
 
     >>> threading.Thread(target=inheritable_thread_target(work)).start()  # doctest: +SKIP
     """
-    properties = SparkContext._copy_local_properties()
+    properties = _properties_here()
 
     @functools.wraps(f)
     def target(*args: Any, **kwargs: Any) -> Any:
-        SparkContext._set_local_properties(properties)
+        _inherit(properties)
         return f(*args, **kwargs)
 
     return target  # type: ignore[return-value]  # same signature as f
@@ -39,11 +39,22 @@ class InheritableThread(threading.Thread):
         self._properties: dict[str, str] = {}
 
         def inheriting(*a: Any, **k: Any) -> Any:
-            SparkContext._set_local_properties(self._properties)
+            _inherit(self._properties)
             return target(*a, **k)
 
         super().__init__(target=inheriting, args=args, kwargs=kwargs or {})
 
     def start(self) -> None:
-        self._properties = SparkContext._copy_local_properties()
+        self._properties = _properties_here()
         super().start()
+
+
+def _properties_here() -> dict[str, str]:
+    active = SparkContext._active_spark_context
+    return {} if active is None else dict(active._properties())
+
+
+def _inherit(properties: Mapping[str, str]) -> None:
+    active = SparkContext._active_spark_context
+    if active is not None:
+        active._inherit(properties)

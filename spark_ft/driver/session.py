@@ -1,0 +1,303 @@
+"""What an RDD asks of its context (rdd/base.py), answered by a Driver; SparkContext builds on it.
+
+    run(node, function) ──> driver.submit ──> JobHandle.result()
+
+* Local properties belong to one thread and one session: a new session starts without any.
+* A broadcast lives as long as a job, or a shuffle that may be written again, was pickled with it.
+* Finalizers run anywhere, even inside this module's own calls: they post an event or append to a
+  deque, nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import random
+import sys
+import threading
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSet, Sequence
+from typing import Any, TypeVar
+
+from spark_ft import broadcast
+from spark_ft.broadcast import Broadcast
+from spark_ft.driver.driver import Driver
+from spark_ft.errors import UsageError
+from spark_ft.ids import Fingerprint, NodeId, ShuffleId
+from spark_ft.lineage.dependency import ShuffleDependency
+from spark_ft.lineage.narrow import CheckpointPoint
+from spark_ft.lineage.node import Node
+from spark_ft.protocol.messages import BlockRef
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+GROUP = "spark.jobGroup.id"
+DESCRIPTION = "spark.job.description"
+INTERRUPT = "spark.job.interruptOnCancel"
+TAGS = "spark.job.tags"
+POOL = "spark.scheduler.pool"
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_numbers = itertools.count(1)
+
+
+class _LocalProperties(threading.local):
+    """Strings of one thread that go with the jobs it submits."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.session = 0  # whose they are
+
+
+_local = _LocalProperties()
+
+
+class DriverSession:
+    """Ids, jobs, blocks and what keeps them; ``_open`` gives it its driver, ``_close`` takes it away."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._number = next(_numbers)
+        self._driver: Driver | None = None
+        self._ended = "has not been started"  # why there is no driver
+        self._reference_tracking = True
+        self.rng = random.Random()
+        self.checkpoint_marks: MutableSet[CheckpointPoint] = weakref.WeakSet()
+        self._nodes, self._rdds, self._shuffles = itertools.count(), itertools.count(), itertools.count()
+        self._fingerprint_seed = self.rng.randbytes(8)
+        self._tracked: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._used_by_shuffle: weakref.WeakKeyDictionary[ShuffleDependency, dict[int, Any]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._unreferenced: deque[BlockRef] = deque()  # blocks of broadcasts that were collected
+
+    def _open(self, driver: Driver) -> None:
+        self._driver = driver
+        self._reference_tracking = driver.settings.reference_tracking
+
+    def _close(self, why: str) -> Driver | None:
+        """From now on every use is an error that says ``why``; answers the driver to be stopped."""
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            self._ended = why
+        return driver
+
+    def _live(self) -> Driver:
+        """The driver, or the UsageError that tells why there is none."""
+        if self._driver is None:
+            raise UsageError(
+                f"This SparkContext ({self._label}) {self._ended}; it cannot be used any more. "
+                "Make a new SparkContext."
+            )
+        return self._driver
+
+    def _sent_properties(self) -> dict[str, str]:
+        """What goes with a job that this thread submits."""
+        return dict(self._properties())
+
+    # --- Names of things ---
+
+    @property
+    def default_parallelism(self) -> int:
+        return self._live().default_parallelism
+
+    def new_node_id(self) -> NodeId:
+        self._live()
+        return NodeId(next(self._nodes))
+
+    def new_rdd_id(self) -> int:
+        return next(self._rdds)
+
+    def new_shuffle(self) -> tuple[ShuffleId, Fingerprint]:
+        shuffle = ShuffleId(next(self._shuffles))
+        return shuffle, Fingerprint(self._fingerprint_seed + shuffle.to_bytes(8, "big"))
+
+    # --- Local properties ---
+
+    def setLocalProperty(self, key: str, value: str | None) -> None:
+        """A string of this thread that its tasks can ask for; None removes it."""
+        properties = self._properties()
+        if value is None:
+            properties.pop(key, None)
+        else:
+            properties[key] = str(value)
+
+    def getLocalProperty(self, key: str) -> str | None:
+        return self._properties().get(key)
+
+    def _properties(self) -> dict[str, str]:
+        self._live()
+        if _local.session != self._number:
+            _local.session, _local.values = self._number, {}
+        return _local.values
+
+    def _inherit(self, values: Mapping[str, str]) -> None:
+        """This thread goes on with a copy of another thread's properties."""
+        _local.session, _local.values = self._number, dict(values)
+
+    # --- Jobs ---
+
+    def run(
+        self,
+        node: Node,
+        function: Callable[[int, Iterator[Any]], R],
+        partitions: Sequence[int] | None = None,
+    ) -> list[R]:
+        """One job; the results in the order of ``partitions`` (None: all)."""
+        driver = self._live()
+        self._drop_unreferenced(driver)
+        properties = self._properties()
+        with broadcast.collecting() as used:  # held until the job has ended
+            handle = driver.submit(
+                node,
+                function,
+                partitions,
+                name=_job_name(),
+                properties=self._sent_properties(),
+                pool=properties.get(POOL) or "default",
+                group=properties.get(GROUP),
+                tags=frozenset(filter(None, properties.get(TAGS, "").split(","))),
+            )
+        if used:
+            self._keep_for_shuffles(node, used)
+        return handle.result()
+
+    def run_each(
+        self,
+        node: Node,
+        function: Callable[[int, Iterator[Any]], R],
+        partitions: Sequence[int],
+        prefetch: bool = False,
+    ) -> Iterator[R]:
+        """One job per partition, each when it is asked for; ``prefetch`` lets the next run ahead."""
+        if not prefetch:
+            for partition in partitions:
+                yield self.run(node, function, [partition])[0]
+            return
+        ahead: deque[_Ahead] = deque()
+        for partition in partitions:
+            ahead.append(_Ahead(self, functools.partial(self.run, node, function, [partition])))
+            if len(ahead) > 1:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def track(self, thing: ShuffleDependency | Node) -> None:
+        """Release what executors hold for a shuffle or a persisted node once nothing refers to it."""
+        if not self._reference_tracking or thing in self._tracked:
+            return
+        self._tracked.add(thing)
+        shuffles = (thing.shuffle,) if isinstance(thing, ShuffleDependency) else ()
+        nodes = () if isinstance(thing, ShuffleDependency) else (thing.id,)
+        weakref.finalize(thing, _data_gone, weakref.ref(self), shuffles, nodes).atexit = False
+
+    def unpersist(self, node: Node, blocking: bool) -> None:
+        """Drop a node's partitions everywhere; nobody waits for it."""
+        self._live().release(nodes=(node.id,))
+
+    def _keep_for_shuffles(self, target: Node, used: Mapping[int, Broadcast[Any]]) -> None:
+        """A shuffle's functions are pickled once and may run again: what they refer to stays."""
+        stack, seen = [target], {target.id}
+        while stack:
+            for dependency in stack.pop().dependencies:
+                if isinstance(dependency, ShuffleDependency):
+                    self._used_by_shuffle.setdefault(dependency, {}).update(used)
+                parent = dependency.parent
+                if parent is not None and parent.id not in seen:
+                    seen.add(parent.id)
+                    stack.append(parent)
+
+    # --- Broadcasts, and blocks of the driver's store ---
+
+    def broadcast(self, value: T) -> Broadcast[T]:
+        """A read-only value that each executor loads once.
+
+        Raises pickle.PicklingError when the value does not pickle.
+        """
+        handle = broadcast.new_broadcast(value, self)
+        if self._reference_tracking:
+            watch = weakref.finalize(handle, _broadcast_gone, weakref.ref(self), handle.id, handle._block)
+            watch.atexit = False
+        return handle
+
+    def put_block(self, kind: str, name: bytes, chunks: Iterable[bytes]) -> BlockRef:
+        """Write a block into the driver's store."""
+        driver = self._live()
+        self._drop_unreferenced(driver)
+        return driver.put_block(kind, name, chunks)
+
+    def forget_broadcast(self, bid: int, block: BlockRef | None) -> None:
+        """Drop executors' copies; with ``block``, the origin too."""
+        driver = self._live()
+        driver.release(broadcasts=(bid,))
+        if block is not None:
+            driver.drop_block(block)
+
+    def _drop_unreferenced(self, driver: Driver) -> None:
+        while self._unreferenced:
+            driver.drop_block(self._unreferenced.popleft())
+
+
+class _Ahead:
+    """A call in a thread of its own, with the local properties of the thread that asks for it."""
+
+    def __init__(self, session: DriverSession, call: Callable[[], list[Any]]) -> None:
+        self._answer: list[Any] = []
+        self._error: BaseException | None = None
+        properties = dict(session._properties())
+
+        def work() -> None:
+            session._inherit(properties)
+            try:
+                self._answer = call()
+            except BaseException as error:  # handed on to the thread that asks
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="spark-ft-ahead", daemon=True)
+        self._thread.start()
+
+    def result(self) -> Any:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._answer[0]
+
+
+def callsite() -> tuple[str, str, int]:
+    """(this package's function that was called, file, line) of the call that led here from outside."""
+    frame: types.FrameType | None = sys._getframe(1)
+    function = ""
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        function, frame = frame.f_code.co_name, frame.f_back
+    if frame is None:
+        return function, "", 0
+    return function, frame.f_code.co_filename, frame.f_lineno
+
+
+def _job_name() -> str:
+    """As Spark names jobs: ``collect at program.py:12``."""
+    function, path, line = callsite()
+    return f"{function} at {os.path.basename(path)}:{line}"
+
+
+def _data_gone(
+    session: weakref.ref[DriverSession], shuffles: tuple[ShuffleId, ...], nodes: tuple[NodeId, ...]
+) -> None:
+    """A finalizer: ``release`` only posts an event, so it may run anywhere."""
+    found = session()
+    driver = None if found is None else found._driver
+    if driver is not None:
+        driver.release(shuffles, nodes)
+
+
+def _broadcast_gone(session: weakref.ref[DriverSession], bid: int, block: BlockRef) -> None:
+    """A finalizer: the block itself is dropped by the next call that may write to the store."""
+    found = session()
+    driver = None if found is None else found._driver
+    if found is not None and driver is not None:
+        driver.release(broadcasts=(bid,))
+        found._unreferenced.append(block)
