@@ -74,8 +74,8 @@ def parse_master(settings: Settings) -> Layout:
             memory = (memory_mib << 20) // executors
             return Layout(workers, executors, slots, memory, True, settings.max_failures)
     raise SettingsError(
-        f"Could not parse Master URL: '{settings.master}'; known are local, local[n], local[*], local[n,failures] "
-        "and local-cluster[workers,cores,memory in MiB]"
+        f"Could not parse Master URL: '{settings.master}'; known are local, local[n], local[*], "
+        "local[n,failures] and local-cluster[workers,cores,memory in MiB]"
     )
 
 

@@ -14,7 +14,8 @@ Rules
      cannot lengthen it.  Without one an executor finishes what it has and takes nothing new.
   3. Whoever is told Fenced ends at once: the driver has given its attempts to others.
   4. A slot alone knows whether an attempt still waits or runs, so it decides what an interrupt
-     means; this core only sees to it that an end comes.
+     means; this core only sees to it that an end comes.  An interrupt is repeated: Python can
+     miss a signal that falls between its last look and a blocking call (executor/slots.py).
 
 Invariants (``check_invariants``)
   * held and given are disjoint; running is part of given; killed is part of given.
@@ -69,6 +70,7 @@ from spark_ft.protocol.messages import (
 from spark_ft.settings import Settings
 
 HELLO_INTERVAL_S = 1.0
+INTERRUPT_INTERVAL_S = 0.1
 EXIT_DRIVER_GONE = 70  # exit statuses, for whoever reads the worker's log
 EXIT_FENCED = 71
 
@@ -89,6 +91,7 @@ class _Held:
 class _Kill:
     reason: str
     hard_at_s: float
+    again_at_s: float  # of the soft interrupt
     hard: bool = False
 
 
@@ -159,7 +162,7 @@ class ExecutorCore:
     def wakeup_s(self) -> float | None:
         if self._exiting:
             return None
-        times = [kill.hard_at_s for kill in self._kills.values() if not kill.hard]
+        times = [kill.again_at_s for kill in self._kills.values() if not kill.hard]
         if not self._welcomed:
             times.append(self._hello_at_s)
         elif not self._measuring:
@@ -246,7 +249,8 @@ class ExecutorCore:
         if self._held.pop(task, None) is not None:
             out.append(Send(self._driver, TaskUpdates(ended=(TaskEnd(task, Killed(reason)),))))
         elif task in self._given and task not in self._kills:
-            self._kills[task] = _Kill(reason, now_s + self._settings.kill_grace_s)
+            hard_at_s = now_s + self._settings.kill_grace_s
+            self._kills[task] = _Kill(reason, hard_at_s, min(hard_at_s, now_s + INTERRUPT_INTERVAL_S))
             out.append(InterruptTask(task))
 
     def _acknowledged(self, number: int, now_s: float, out: list[Effect]) -> None:
@@ -310,6 +314,9 @@ class ExecutorCore:
                 kill.hard = True
                 out.append(Note("task_deaf_to_interrupt", {"task": task, "reason": kill.reason}))
                 out.append(InterruptTask(task, hard=True))
+            elif not kill.hard and now_s >= kill.again_at_s:
+                kill.again_at_s = min(kill.hard_at_s, now_s + INTERRUPT_INTERVAL_S)
+                out.append(InterruptTask(task))
         silent = self._heard_s is not None and now_s >= self._heard_s + self._settings.driver_grace_s
         if silent and not self._driver_is_local:
             self._exit(EXIT_DRIVER_GONE, f"driver silent for {self._settings.driver_grace_s:g} s", out)

@@ -11,6 +11,9 @@ What holds:
     one of the two, and each attempt that was put ends exactly once.
   * A SIGINT that arrives late breaks nothing: the handler runs in the main thread, which alone says
     what it runs, and compares that with whom the signal was meant for.
+  * A signal that falls between the interpreter's last look and a blocking system call is noticed only
+    when that call returns.  So interrupts come several times, and the handler acts on the first
+    that it sees: user code's own cleaning up is not broken off by the next.
   * With several slots there is no way to break one thread off; an interrupt then waits for the hard
     one, which takes the process and all its slots (docs: isolation is the process's).
 """
@@ -53,6 +56,7 @@ class Slots:
         self._closed = False
         self._current: TaskId | None = None  # of the main thread, which alone writes it
         self._doomed: TaskId | None = None  # whom the last soft interrupt was meant for
+        self._struck: TaskId | None = None  # who has felt it; main thread only
         self._main: int = 0
 
     # --- I/O thread ---
@@ -105,7 +109,8 @@ class Slots:
             thread.join()
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._current is not None and self._current == self._doomed:
+        if self._current is not None and self._current == self._doomed != self._struck:
+            self._struck = self._current
             interrupts.deliver()
 
     def _slot(self) -> None:
@@ -146,6 +151,7 @@ class Slots:
                     if single:
                         self._current = task
                         if self._doomed == task:  # its SIGINT came before it was armed
+                            self._struck = task
                             raise interrupts.TaskKilled
                     return self._runner.run(run)
             finally:
