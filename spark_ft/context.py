@@ -30,7 +30,7 @@ from spark_ft.accumulators import Accumulator, AccumulatorParam
 from spark_ft.conf import SparkConf
 from spark_ft.driver.driver import Driver
 from spark_ft.driver.session import DESCRIPTION, GROUP, INTERRUPT, TAGS, DriverSession, callsite
-from spark_ft.errors import ContextInTaskError, JobError, PySparkRuntimeError, UsageError
+from spark_ft.errors import ContextInTaskError, JobError, PySparkRuntimeError
 from spark_ft.lineage import sources
 from spark_ft.lineage.inputs import local_path
 from spark_ft.lineage.narrow import CheckpointPoint
@@ -413,6 +413,17 @@ class SparkContext(DriverSession):
 
     def _set_tags(self, tags: set[str]) -> None:
         self.setLocalProperty(TAGS, ",".join(sorted(tags)) or None)
+
+    def setLocalProperty(self, key: str, value: str | None) -> None:
+        """A string of this thread that its tasks can ask for; None removes it."""
+        properties = self._properties()
+        if value is None:
+            properties.pop(key, None)
+        else:
+            properties[key] = str(value)
+
+    def getLocalProperty(self, key: str) -> str | None:
+        return self._properties().get(key)
 
     def _sent_properties(self) -> dict[str, str]:
         properties = dict(self._properties())

@@ -118,17 +118,6 @@ class DriverSession:
 
     # --- Local properties ---
 
-    def setLocalProperty(self, key: str, value: str | None) -> None:
-        """A string of this thread that its tasks can ask for; None removes it."""
-        properties = self._properties()
-        if value is None:
-            properties.pop(key, None)
-        else:
-            properties[key] = str(value)
-
-    def getLocalProperty(self, key: str) -> str | None:
-        return self._properties().get(key)
-
     def _properties(self) -> dict[str, str]:
         self._live()
         if _local.session != self._number:
