@@ -22,6 +22,7 @@ Invariants (``check_invariants``)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from spark_ft.ids import AppId, Incarnation
@@ -149,8 +150,13 @@ class ManagerCore:
             # of the new one and replace the executors.
             out.append(Send(app.wish.driver, Fenced("another driver registered under this application id")))
             out.append(WatchProcess(wish.driver, wish.driver_pid))
+            before, app.granted = app.granted, {}
+            self._give_back(before, app.wish)
             app.wish = wish
-            out.extend(self._assignment(app, worker) for worker in app.granted)
+            changed = self._grant(app, out)
+            out.extend(self._assignment(app, worker) for worker in before if worker not in app.granted)
+            if changed:
+                return
         if not self._grant(app, out):
             self._answer(app, out)
 
@@ -190,7 +196,7 @@ class ManagerCore:
                 wish.driver,
                 wish.driver_endpoint,
                 wish.driver_pid,
-                app.granted[worker],
+                app.granted.get(worker, 0),
                 wish.slots,
                 wish.memory_bytes,
                 wish.settings,
@@ -200,6 +206,12 @@ class ManagerCore:
     def _answer(self, app: _App, out: list[Effect]) -> None:
         hosts = {worker: self._workers[worker].offer.host for worker in app.granted}
         out.append(Send(app.wish.driver, AppRegistered(dict(app.granted), hosts)))
+
+    def _give_back(self, granted: Mapping[Incarnation, int], wish: RegisterApp) -> None:
+        for name, count in granted.items():
+            worker = self._workers[name]
+            worker.free_cores += count * wish.slots
+            worker.free_bytes += count * wish.memory_bytes
 
     # --- Ends --------------------------------------------------------------------------------
 
@@ -235,10 +247,7 @@ class ManagerCore:
         if app.releasing:
             return
         del self._apps[app_id]
-        for name, count in app.granted.items():
-            worker = self._workers[name]
-            worker.free_cores += count * app.wish.slots
-            worker.free_bytes += count * app.wish.memory_bytes
+        self._give_back(app.granted, app.wish)
         if app.told:
             out.append(Send(app.wish.driver, AppUnregistered(app_id)))
         if app.successor is not None:

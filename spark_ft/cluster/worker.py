@@ -200,7 +200,9 @@ class WorkerCore:
             case DropShuffles(fingerprints):
                 out.append(DropStores(fingerprints=tuple(fingerprints)))
             case WorkerRegistered():
-                self._registered = True
+                if not self._registered:
+                    self._registered = True
+                    self._beat_at_s = now_s + self._settings.heartbeat_interval_s
             case WorkerWelcome():
                 pass
             case Fenced(why) if sender == self._granter and self._has_manager:
@@ -348,7 +350,7 @@ class WorkerCore:
             self._fill(app, now_s, out)
 
     def _beating(self) -> bool:
-        return bool(self._apps) or self._has_manager
+        return bool(self._apps) or (self._has_manager and self._registered)
 
     def _seen(self, seen: ChildrenSeen, now_s: float, out: list[Effect]) -> None:
         """Vouch for the children: to each driver for its own, to the manager for being alive at all."""

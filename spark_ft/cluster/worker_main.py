@@ -342,5 +342,3 @@ class _Worker:
             self._host.post(PeerGone(effect.peer, "its process has ended"))
 
         processes.watch_process(effect.pid, self._host.watch, self._host.unwatch, gone)
-
-

@@ -115,7 +115,9 @@ def test_an_interrupt_takes_a_waiting_attempt_out_of_the_queue(posted: Posted) -
         assert posted.get(timeout=10) == SlotStarted(TaskId(0))
         slots.interrupt(TaskId(2), hard=False)
         killed = posted.get(timeout=10)
-        assert isinstance(killed, SlotEnded) and killed.end.task == 2 and isinstance(killed.end.reason, Killed)
+        assert (
+            isinstance(killed, SlotEnded) and killed.end.task == 2 and isinstance(killed.end.reason, Killed)
+        )
         assert interrupted_end(slots, posted, 0) == SlotEnded(TaskEnd(TaskId(0), Killed("interrupted")), None)
         slots.close()
 

@@ -1,0 +1,191 @@
+"""ManagerCore: events in, effects compared; no clock, no socket, no process."""
+
+import random
+
+import pytest
+
+from spark_ft.cluster.manager import ManagerCore
+from spark_ft.ids import AppId, HostId, Incarnation
+from spark_ft.protocol.effects import ClosePeer, Effect, Event, PeerGone, Received, Send, Tick, WatchProcess
+from spark_ft.protocol.messages import (
+    AppRegistered,
+    AppReleased,
+    AppUnregistered,
+    AssignExecutors,
+    Fenced,
+    Message,
+    RegisterApp,
+    RegisterWorker,
+    ReleaseApp,
+    UnregisterApp,
+    WorkerBeat,
+    WorkerLost,
+    WorkerRegistered,
+)
+from spark_ft.settings import Settings
+
+SETTINGS = Settings()
+DRIVER, OTHER = Incarnation("driver-1"), Incarnation("driver-2")
+APP = AppId("app-1")
+
+
+def worker(number: int) -> Incarnation:
+    return Incarnation(f"worker-{number}")
+
+
+class Driven:
+    """A core and its time."""
+
+    def __init__(self, workers: int = 0, cores: int = 2) -> None:
+        self.core = ManagerCore(Incarnation("manager-1"), SETTINGS)
+        self.now_s = 100.0
+        for number in range(workers):
+            self.register(number, cores)
+
+    def event(self, event: Event) -> list[Effect]:
+        effects = self.core.handle(event, self.now_s)
+        self.core.check_invariants()
+        return effects
+
+    def tell(self, sender: Incarnation, message: Message) -> list[Effect]:
+        return self.event(Received(sender, message))
+
+    def register(self, number: int, cores: int = 2) -> list[Effect]:
+        offer = RegisterWorker(worker(number), HostId(f"host-{number}"), 50 + number, cores, cores << 30)
+        return self.tell(worker(number), offer)
+
+    def app(self, executors: int = 0, driver: Incarnation = DRIVER, app: AppId = APP) -> list[Effect]:
+        return self.tell(driver, RegisterApp(app, driver, "ipc://d", 77, executors, 1, 1 << 30, {}))
+
+
+def assigned(effects: list[Effect]) -> dict[Incarnation, int]:
+    return {
+        e.to: e.message.count
+        for e in effects
+        if isinstance(e, Send) and isinstance(e.message, AssignExecutors)
+    }
+
+
+def told(effects: list[Effect], to: Incarnation) -> list[Message]:
+    return [effect.message for effect in effects if isinstance(effect, Send) and effect.to == to]
+
+
+def granted(effects: list[Effect], driver: Incarnation = DRIVER) -> dict[Incarnation, int]:
+    return [m for m in told(effects, driver) if isinstance(m, AppRegistered)][-1].granted
+
+
+def test_executors_are_granted_in_turn_over_the_workers() -> None:
+    driven = Driven(workers=3)
+    effects = driven.app(executors=4)
+    assert assigned(effects) == {worker(0): 2, worker(1): 1, worker(2): 1}
+    assert granted(effects) == assigned(effects)
+
+
+def test_nothing_beyond_cores_or_memory_is_granted() -> None:
+    driven = Driven(workers=2, cores=2)
+    assert granted(driven.app(executors=100)) == {worker(0): 2, worker(1): 2}
+    assert granted(driven.app(driver=OTHER, app=AppId("app-2")), OTHER) == {}
+
+
+def test_CM_7_registering_twice_is_answered_twice_and_grants_once() -> None:
+    driven = Driven(workers=1)
+    assert granted(driven.app(executors=1)) == {worker(0): 1}
+    again = driven.app(executors=1)
+    assert assigned(again) == {} and granted(again) == {worker(0): 1}
+    effects = driven.register(0)
+    assert told(effects, worker(0)) == [WorkerRegistered()]
+    assert not any(isinstance(effect, WatchProcess) for effect in effects)
+
+
+def test_a_worker_that_comes_later_is_granted_from_what_is_missing() -> None:
+    driven = Driven(workers=1)
+    driven.app(executors=3)
+    effects = driven.register(1)
+    assert assigned(effects) == {worker(1): 1}
+    assert granted(effects) == {worker(0): 2, worker(1): 1}
+
+
+def test_CM_8_an_application_that_gets_nothing_is_answered_all_the_same() -> None:
+    assert granted(Driven().app(executors=3)) == {}
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_lost_worker_is_told_of_fenced_and_replaced_from_what_is_free(silent: bool) -> None:
+    driven = Driven(workers=2)
+    driven.app(executors=2)
+    if silent:
+        driven.now_s += SETTINGS.lost_after_s / 2
+        driven.tell(worker(1), WorkerBeat(1))
+        wakeup_s = driven.core.wakeup_s()
+        assert wakeup_s == 100.0 + SETTINGS.lost_after_s
+        driven.now_s = wakeup_s
+        effects = driven.event(Tick())
+    else:
+        effects = driven.event(PeerGone(worker(0), "its process has ended"))
+    assert any(isinstance(m, WorkerLost) and m.worker == worker(0) for m in told(effects, DRIVER))
+    assert any(isinstance(e, ClosePeer) and e.peer == worker(0) and e.fence for e in effects)
+    assert assigned(effects) == {worker(1): 2}
+    assert granted(effects) == {worker(1): 2}
+
+
+def test_an_application_is_unregistered_when_every_worker_has_answered_or_is_lost() -> None:
+    driven = Driven(workers=2)
+    driven.app(executors=2)
+    effects = driven.tell(DRIVER, UnregisterApp(APP))
+    assert told(effects, worker(0)) == [ReleaseApp(APP)] and told(effects, worker(1)) == [ReleaseApp(APP)]
+    assert told(effects, DRIVER) == []
+    assert told(driven.tell(worker(0), AppReleased(APP, worker(0))), DRIVER) == []
+    assert told(driven.event(PeerGone(worker(1), "x")), DRIVER) == [AppUnregistered(APP)]
+    assert told(driven.tell(DRIVER, UnregisterApp(APP)), DRIVER) == [AppUnregistered(APP)]
+
+
+def test_what_an_application_had_is_granted_to_the_next() -> None:
+    driven = Driven(workers=1)
+    driven.app(executors=2)
+    driven.app(executors=2, driver=OTHER, app=AppId("app-2"))
+    driven.event(PeerGone(DRIVER, "its process has ended"))
+    effects = driven.tell(worker(0), AppReleased(APP, worker(0)))
+    assert told(effects, DRIVER) == []  # nobody is there to be told
+    assert granted(effects, OTHER) == {worker(0): 2}
+
+
+def test_DR_4_a_second_driver_of_an_application_fences_the_first() -> None:
+    driven = Driven(workers=1)
+    driven.app(executors=1)
+    effects = driven.app(executors=1, driver=OTHER)
+    assert isinstance(told(effects, DRIVER)[0], Fenced)
+    assignments = [m for m in told(effects, worker(0)) if isinstance(m, AssignExecutors)]
+    assert [m.driver for m in assignments] == [OTHER]
+
+
+def test_an_application_that_comes_back_while_it_is_released_waits_for_that() -> None:
+    driven = Driven(workers=1)
+    driven.app(executors=1)
+    driven.tell(DRIVER, UnregisterApp(APP))
+    assert assigned(driven.app(executors=1, driver=OTHER)) == {}
+    effects = driven.tell(worker(0), AppReleased(APP, worker(0)))
+    assert told(effects, DRIVER) == [AppUnregistered(APP)]
+    assert granted(effects, OTHER) == {worker(0): 1}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_S12_books_balance_under_any_order_of_comings_and_goings(seed: int) -> None:
+    rng = random.Random(seed)
+    driven = Driven()
+    for _ in range(200):
+        driven.now_s += rng.random()
+        number = rng.randrange(4)
+        driver, app = Incarnation(f"driver-{rng.randrange(4)}"), AppId(f"app-{rng.randrange(3)}")
+        match rng.randrange(6):
+            case 0:
+                driven.register(number, rng.randrange(1, 5))
+            case 1:
+                driven.event(PeerGone(worker(number), "x"))
+            case 2:
+                driven.app(rng.randrange(6), driver, app)
+            case 3:
+                driven.tell(driver, UnregisterApp(app))
+            case 4:
+                driven.tell(worker(number), AppReleased(app, worker(number)))
+            case _:
+                driven.event(PeerGone(driver, "x") if rng.random() < 0.3 else Tick())
