@@ -83,6 +83,7 @@ class Settings:
 
     # Executors
     executor_memory_bytes: int = _key("spark.executor.memory", 1 << 30, _mebibytes, "execution + storage")
+    driver_memory_bytes: int = _key("spark.driver.memory", 0, _mebibytes, "of local[n] in all, as in Spark")
     executor_cores: int = _key("spark.executor.cores", 1, int, "task slots of one executor process")
     executor_instances: int = _key("spark.executor.instances", 0, int, "executors wanted; 0: all there are")
     memory_fraction: float = _key("spark.memory.fraction", 0.6, float, "share for execution + storage")

@@ -32,6 +32,7 @@ from spark_ft.protocol.messages import AssignExecutors, ExecutorsUnavailable, Re
 from spark_ft.settings import Settings, environment
 from spark_ft.transport.host import Host
 
+MEMORY_MIN_BYTES = 64 << 20  # of an executor that shares what the driver was given
 STOP_S = 1.0  # from asking to SIGKILL
 SHORT_LIFE_S = 5.0  # a worker that dies sooner counts as a failed start …
 FAILED_STARTS_MAX = 3  # … and after so many in a row nobody is started any more
@@ -63,8 +64,11 @@ def parse_master(settings: Settings) -> Layout:
         failures = int(local[2] or 1)  # as in Spark: local[n] retries nothing that is blamed on the task
         if count and failures:
             slots = min(slots, count)
+            executors = max(1, count // slots)
             memory = settings.executor_memory_bytes
-            return Layout(1, max(1, count // slots), slots, memory, False, failures)
+            if settings.driver_memory_bytes and "spark.executor.memory" not in settings.extra:
+                memory = max(MEMORY_MIN_BYTES, settings.driver_memory_bytes // executors)  # Spark's name for it
+            return Layout(1, executors, slots, memory, False, failures)
     cluster = re.fullmatch(r"local-cluster\[\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\]", master)
     if cluster:
         workers, cores, memory_mib = map(int, cluster.groups())

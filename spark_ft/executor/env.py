@@ -48,7 +48,7 @@ class ProcessEnv:
         share = int(settings.executor_memory_bytes * settings.memory_fraction)
         execution = int(share * (1 - settings.storage_fraction)) // settings.executor_cores
         self.budget_bytes = min(execution, settings.python_worker_memory_bytes)
-        self.memory = MemoryStore(int(share * settings.storage_fraction))
+        self.memory = MemoryStore(share)  # may fill what no task uses; with one task it stays below the whole
         self.spill_dir = root / "tmp" / me
         self.reader = StoreReader(roots)
         self.reachable = frozenset(roots)
