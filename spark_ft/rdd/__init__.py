@@ -1,7 +1,7 @@
 """The RDD: one handle, its methods by theme.
 
 base.py fields and marks · transform.py · pairs.py · ordering.py · actions.py · numeric.py ·
-saving.py; sampling.py and tasks.py hold what they run in tasks.
+approx.py · saving.py; sampling.py and tasks.py hold what they run in tasks.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from typing import TypeVar
 
 from spark_ft.lineage.partitioner import Partitioner, portable_hash
+from spark_ft.rdd.approx import ApproxMixin, BoundedFloat
 from spark_ft.rdd.base import Session
-from spark_ft.rdd.numeric import NumericMixin
 from spark_ft.rdd.saving import SavingMixin
 from spark_ft.rdd.transform import union_of
 
-__all__ = ["RDD", "Partitioner", "Session", "portable_hash", "union_of"]
+__all__ = ["RDD", "BoundedFloat", "Partitioner", "Session", "portable_hash", "union_of"]
 
 T = TypeVar("T")
 
 
-class RDD(NumericMixin[T], SavingMixin[T]):
+class RDD(ApproxMixin[T], SavingMixin[T]):
     """A resilient distributed dataset: records in partitions, and how to compute them again.
 
     Made by a SparkContext.  Transformations give another RDD and start nothing; actions run a job.

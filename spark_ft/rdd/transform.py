@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+import shlex
+import subprocess  # noqa: TID251  pipe() runs the user's program, which is what it is for
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, cycle, islice, pairwise, repeat
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from spark_ft.errors import PySparkRuntimeError
 from spark_ft.lineage.narrow import (
     FILTER,
     FLAT_MAP,
@@ -85,6 +90,14 @@ class TransformMixin(RDDBase[T]):
     def glom(self) -> RDD[list[T]]:
         """One list for each partition."""
         return self._partitionwise(_glom)
+
+    def pipe(self, command: str, env: dict[str, str] | None = None, checkCode: bool = False) -> RDD[str]:
+        """Each partition's records as lines through a program; its output lines.
+
+        No shell; without ``env`` the environment is empty.  With ``checkCode`` an exit code other
+        than 0 fails the task.
+        """
+        return self._partitionwise(_Pipe(command, dict(env or {}), checkCode))
 
     def zipWithIndex(self) -> RDD[tuple[T, int]]:
         """Each record with its position.  With more than one partition a job counts them first."""
@@ -184,6 +197,53 @@ class _WithoutIndex:
 
 def _glom(partition: int, records: Iterator[Any]) -> Iterator[list[Any]]:
     yield list(records)
+
+
+class _Pipe:
+    """Lines through a program.  The program is gone when the iterator is, however that ends."""
+
+    __slots__ = ("check", "command", "env")
+
+    def __init__(self, command: str, env: dict[str, str], check: bool) -> None:
+        self.command = command
+        self.env = env
+        self.check = check
+
+    def __call__(self, partition: int, records: Iterator[Any]) -> Iterator[str]:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(shlex.split(self.command), env=self.env, stdin=pipe, stdout=pipe)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        failed: list[BaseException] = []
+        threading.Thread(target=_feed, args=(records, process.stdin, failed), daemon=True).start()
+        try:
+            for line in process.stdout:
+                yield line.rstrip(b"\n").decode("utf-8")
+            code = process.wait()
+        finally:
+            process.kill()
+            process.stdout.close()
+            process.wait()
+        if failed:  # noted before the input was closed, hence before the program ended
+            raise failed[0]
+        if self.check and code:
+            raise PySparkRuntimeError(
+                errorClass="PIPE_FUNCTION_EXITED",
+                messageParameters={"func_name": self.command, "error_code": str(code)},
+            )
+
+
+def _feed(records: Iterator[Any], stdin: IO[bytes], failed: list[BaseException]) -> None:
+    try:
+        for record in records:
+            stdin.write((str(record).rstrip("\n") + "\n").encode("utf-8"))
+    except BrokenPipeError:
+        pass  # the program has read all it wants
+    except BaseException as error:  # whatever the records raise belongs to the task, not to this thread
+        failed.append(error)
+    finally:
+        with contextlib.suppress(OSError):  # the last buffer may find the program gone
+            stdin.close()
 
 
 class _IndexFrom:
