@@ -296,10 +296,15 @@ class LaunchTasks:
 
 @dataclass(frozen=True, slots=True)
 class KillTask:
-    """Break this attempt off (queued or running).  Answered by its TaskEnd(Killed) if it was known."""
+    """Break this attempt off (queued or running).  Answered by its TaskEnd(Killed) if it was known.
+
+    With ``queued_only`` one that has begun goes on, and nothing is answered: the driver only wants
+    it back for an executor that is idle.
+    """
 
     task: TaskId
     reason: str
+    queued_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,193 @@
+"""Where the partitions of persisted nodes are: in the memory of executors, in blocks on disk.
+
+Invariants
+  * memory holdings name live executors; disk holdings name hosts that are not lost (S7).
+  * only tracked nodes are held; a node that was unpersisted, or rolled back, holds nothing.
+  * the two indices, by partition and by executor, mirror each other (S28).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
+from spark_ft.protocol.messages import BlockRef, CachedBlock
+from spark_ft.scheduler.stage import StageTree
+
+Key = tuple[NodeId, int]  # (node, partition)
+
+
+@dataclass(slots=True)
+class Holding:
+    """Who holds one partition."""
+
+    memory: dict[Incarnation, int] = field(default_factory=dict)  # executor -> bytes
+    disk: dict[HostId, CachedBlock] = field(default_factory=dict)
+
+
+class CachedBlocks:
+    """The table of cached partitions."""
+
+    def __init__(self) -> None:
+        self.held: dict[NodeId, dict[int, Holding]] = {}
+        self.of_executor: dict[Incarnation, set[Key]] = {}
+        self.sources: dict[NodeId, set[ShuffleId]] = {}  # what a node's held partitions were built from
+        self.disk_count = 0  # holdings on disk: while there is none, launches need not look for any
+
+    def track(self, nodes: Iterable[NodeId]) -> None:
+        """From now on these nodes' partitions may be held."""
+        for node in nodes:
+            self.held.setdefault(node, {})
+
+    def tracks(self, node: NodeId) -> bool:
+        return node in self.held
+
+    def any_of(self, nodes: Iterable[NodeId]) -> bool:
+        return any(self.held.get(node) for node in nodes)
+
+    def holding(self, node: NodeId, partition: int) -> Holding | None:
+        partitions = self.held.get(node)
+        return partitions.get(partition) if partitions else None
+
+    def add(self, executor: Incarnation, block: CachedBlock, sources: Iterable[ShuffleId]) -> None:
+        """``executor`` has it in memory, or has written it to disk.  Reported twice changes nothing."""
+        holding = self.held[block.node].setdefault(block.partition, Holding())
+        if block.block is None:
+            holding.memory[executor] = block.size_bytes
+            self.of_executor.setdefault(executor, set()).add((block.node, block.partition))
+        else:
+            self.disk_count += block.block.host not in holding.disk
+            holding.disk[block.block.host] = block
+        self.sources.setdefault(block.node, set()).update(sources)
+
+    def drop_memory(self, executor: Incarnation, key: Key) -> bool:
+        """It is not in this executor's memory any more; false when it was not known to be."""
+        keys = self.of_executor.get(executor)
+        if keys is None or key not in keys:
+            return False
+        keys.discard(key)
+        if not keys:
+            del self.of_executor[executor]
+        self._holding_lost(key, executor=executor)
+        return True
+
+    def drop_disk(self, ref: BlockRef) -> list[Key]:
+        """This block cannot be read.  Linear in the nodes' held partitions: it is rare."""
+        return self._drop_disk_where(lambda block: block.store == ref.store and block.key == ref.key)
+
+    def drop_host(self, host: HostId) -> list[Key]:
+        """A host is gone with what is on its disks."""
+        return self._drop_disk_where(lambda block: block.host == host)
+
+    def drop_store(self, store: str) -> list[Key]:
+        return self._drop_disk_where(lambda block: block.store == store)
+
+    def drop_executor(self, executor: Incarnation) -> list[Key]:
+        """A process is gone with what was in its memory; exactly that is lost (R2)."""
+        keys = sorted(self.of_executor.pop(executor, ()))
+        for key in keys:
+            self._holding_lost(key, executor=executor)
+        return keys
+
+    def drop_node(self, node: NodeId, forget: bool) -> bool:
+        """All partitions of a node; with ``forget`` none will be held again.  True if any was held."""
+        partitions = self.held.get(node)
+        if partitions is None:
+            return False
+        for partition, holding in partitions.items():
+            self.disk_count -= len(holding.disk)
+            for executor in holding.memory:
+                keys = self.of_executor[executor]
+                keys.discard((node, partition))
+                if not keys:
+                    del self.of_executor[executor]
+        had = bool(partitions)
+        self.sources.pop(node, None)
+        if forget:
+            del self.held[node]
+        else:
+            self.held[node] = {}
+        return had
+
+    def built_from(self, shuffle: ShuffleId) -> list[NodeId]:
+        return [node for node, sources in self.sources.items() if shuffle in sources]
+
+    def forget_source(self, shuffle: ShuffleId) -> None:
+        """The shuffle is gone for good: it can never be rolled back again."""
+        for sources in self.sources.values():
+            sources.discard(shuffle)
+
+    def _drop_disk_where(self, gone: Callable[[BlockRef], bool]) -> list[Key]:
+        lost: list[Key] = []
+        for node, partitions in self.held.items():
+            for partition, holding in list(partitions.items()):
+                hosts = [host for host, block in holding.disk.items() if block.block and gone(block.block)]
+                for host in hosts:
+                    del holding.disk[host]
+                    self.disk_count -= 1
+                if hosts:
+                    lost.append((node, partition))
+                    self._holding_lost((node, partition))
+        return lost
+
+    def _holding_lost(self, key: Key, executor: Incarnation | None = None) -> None:
+        node, partition = key
+        holding = self.held[node][partition]
+        if executor is not None:
+            holding.memory.pop(executor, None)
+        if not holding.memory and not holding.disk:
+            del self.held[node][partition]
+            if not self.held[node]:
+                self.sources.pop(node, None)
+
+
+@dataclass(slots=True)
+class Survey:
+    """What one task meets on the way down its narrow tree.
+
+    ``needs``: shuffles it must read; ``memory``: holdings that are in memory alone; ``disk``: blocks it can
+    read from disk; ``near``: executors that have something in memory; ``hosts``: where its sources are.
+    """
+
+    needs: dict[ShuffleId, None] = field(default_factory=dict)
+    memory: list[Holding] = field(default_factory=list)
+    disk: list[CachedBlock] = field(default_factory=list)
+    near: dict[Incarnation, None] = field(default_factory=dict)
+    hosts: tuple[HostId, ...] = ()
+
+
+def survey(tree: StageTree, partition: int, blocks: CachedBlocks, trust_memory: bool) -> Survey:
+    """Walk down to the first cached blocks.  Below a block on disk nothing is needed, wherever the
+    task runs; below one in memory nothing is needed where that memory is: ``trust_memory``."""
+    found = Survey()
+    seen: set[Key] = set()
+    stack: list[Key] = [(tree.root, partition)]
+    while stack:
+        key = stack.pop()
+        if key in seen:
+            continue
+        seen.add(key)
+        node = tree.nodes[key[0]]
+        holding = blocks.holding(*key) if node.persisted else None
+        if holding is not None:
+            found.near.update(dict.fromkeys(holding.memory))
+            if holding.disk:
+                found.disk.append(next(iter(holding.disk.values())))
+                continue
+            found.memory.append(holding)
+            if trust_memory:
+                continue
+        for shuffle in node.shuffles:
+            found.needs[shuffle] = None
+        if node.preferred and not found.hosts:
+            found.hosts = node.preferred.get(key[1], ())
+        for dependency in node.narrow:
+            stack.extend((dependency.parent, parent) for parent in dependency.mapping.parents(key[1]))
+    return found
+
+
+def common(holdings: Sequence[Holding]) -> list[Incarnation]:
+    """Executors that hold all of these in memory."""
+    first, *rest = holdings
+    return [executor for executor in first.memory if all(executor in other.memory for other in rest)]

@@ -1,0 +1,410 @@
+"""How attempts begin and end, who is blamed, and what each end means for its task.
+
+  Success       the output is registered, or the result delivered; a twin is killed
+  UserError     blamed on the task: again, elsewhere, until ``max_failures``
+  NotLoadable   blamed on the program: two executors are proof enough (TK-9)
+  FetchFailed   blamed on storage or network: the output is dropped if proved unreadable; again
+  HostError     blamed on the host: again on another one, until every host has said so
+  Killed        again, if the attempt still counted
+  process ended  health.blame_of_exit: task, or executor (its kills are bounded only without progress)
+
+Invariants
+  * only an attempt in its executor's ``running`` can end, once, and only by that executor (S8, S9).
+  * ``failures`` grows here and only by blame on the task; only a used-up budget fails a job (S14).
+  * accumulator updates come from successes alone: once per delivered partition, or map partition (S20).
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from spark_ft.ids import Incarnation, TaskId
+from spark_ft.protocol.effects import JobFailure, MergeAccums
+from spark_ft.protocol.messages import (
+    DropBlocks,
+    FetchFailed,
+    HostError,
+    Killed,
+    MapStatus,
+    NotLoadable,
+    Success,
+    TaskEnd,
+    UserError,
+)
+from spark_ft.scheduler import health
+from spark_ft.scheduler.attempts import Attempts
+from spark_ft.scheduler.cached import CachedBlocks
+from spark_ft.scheduler.dag import Dag
+from spark_ft.scheduler.executors import Executors, ExecutorState
+from spark_ft.scheduler.map_outputs import MapOutputTracker
+from spark_ft.scheduler.recovery import Recovery
+from spark_ft.scheduler.taskset import Attempt, avoid, remember
+from spark_ft.scheduler.turn import Turn
+from spark_ft.settings import Settings
+
+_STAGE_ROUNDS_MAX = 100  # stage attempts that failed fetches may end, even with progress between
+_REFUSED_DELAY_S, _REFUSED_DELAY_MAX_S = 0.5, 5.0
+_UNLOADABLE_MAX = 2
+_NOT_FOUND_MAX = 20  # times that one task may miss what the driver believed to be there
+
+
+class Ends:
+    """See the module."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        turn: Turn,
+        executors: Executors,
+        attempts: Attempts,
+        outputs: MapOutputTracker,
+        blocks: CachedBlocks,
+        board: health.Health,
+        dag: Dag,
+        recovery: Recovery,
+    ) -> None:
+        self._settings, self._turn, self._executors, self._attempts = settings, turn, executors, attempts
+        self._outputs, self._blocks, self._health = outputs, blocks, board
+        self._dag, self._recovery = dag, recovery
+
+    # --- From executors ---
+
+    def started(self, executor: ExecutorState, task: TaskId) -> None:
+        attempt = executor.running.get(task)
+        if attempt is not None:
+            self._attempts.started(attempt)
+
+    def ended(self, executor: ExecutorState, end: TaskEnd) -> None:
+        """An executor tells how one of its attempts ended."""
+        attempt = executor.running.get(end.task)
+        if attempt is None:
+            self._turn.note("stale_task_end", task=end.task, executor=executor.id)
+            return
+        reason = end.reason
+        if not isinstance(reason, Killed):
+            self._attempts.started(attempt)
+        self._attempts.free(attempt, type(reason).__name__, _blame(reason), end.run_s, end.record_count)
+        self._learn_cached(attempt, end)
+        if not attempt.counts:
+            self._turn.note("ended_after_kill", task=end.task, reason=type(reason).__name__)
+            return
+        tasks = attempt.stage.tasks
+        assert tasks is not None
+        if isinstance(reason, Success):
+            self._succeeded(attempt, reason, end.accums)
+            return
+        tasks.ended(attempt)
+        match reason:
+            case UserError():
+                text = f"{reason.type_name}: {reason.text}"
+                remember(attempt.task, attempt, "UserError", "task", text)
+                condition = reason.condition or "TASK_FAILED"
+                self._blame_task(
+                    attempt, condition, text, reason.type_name, reason.traceback, reason.retryable
+                )
+            case NotLoadable():
+                self._not_loadable(attempt, reason)
+            case FetchFailed():
+                self._fetch_failed(attempt, reason)
+            case HostError():
+                self._host_failed(attempt, reason)
+            case Killed():
+                self._dag.requeue(attempt)
+            case _:
+                assert_never(reason)
+
+    def _learn_cached(self, attempt: Attempt, end: TaskEnd) -> None:
+        """What this executor's memory holds now, whatever became of the attempt itself."""
+        executor = attempt.executor
+        if not (end.cached or end.dropped or executor.purging):
+            return
+        current = all(
+            shuffle in self._outputs and self._outputs[shuffle].generation == generation
+            for shuffle, generation in attempt.reads
+        )
+        sources = [shuffle for shuffle, _ in attempt.reads]
+        refused = dict.fromkeys(executor.purging.pop(end.task, ()))
+        for node, partition in end.dropped:
+            if self._blocks.drop_memory(executor.id, (node, partition)):
+                self._turn.note("uncached", node=node, partition=partition, executor=executor.id)
+                self._dag.mark_holders([node])
+        for block in end.cached:
+            if current and block.node not in refused and self._blocks.tracks(block.node):
+                self._blocks.add(executor.id, block, sources)
+                self._turn.note(
+                    "cached", node=block.node, partition=block.partition, executor=executor.id,
+                    size_bytes=block.size_bytes, disk=block.block is not None,
+                )  # fmt: skip
+            else:
+                refused[block.node] = None
+        if refused:
+            self._turn.send(executor.id, DropBlocks(nodes=tuple(refused)))
+            for node in refused:
+                for key in [k for k in self._blocks.of_executor.get(executor.id, ()) if k[0] == node]:
+                    self._blocks.drop_memory(executor.id, key)
+            self._dag.mark_holders(refused)
+
+    # --- Success ---
+
+    def _succeeded(self, attempt: Attempt, reason: Success, accums: tuple[tuple[int, bytes], ...]) -> None:
+        stage, task = attempt.stage, attempt.task
+        assert stage.tasks is not None
+        stage.tasks.ended(attempt)
+        if stage.shuffle is not None:
+            if reason.output is None or not self._is_output_of(attempt, reason.output):
+                text = "the executor told of a success without the task's output"
+                remember(task, attempt, "Success", "task", text)
+                self._blame_task(attempt, "TASK_FAILED", text)
+                return
+            self._map_succeeded(attempt, reason.output, accums)
+        elif reason.result is None:
+            text = "the executor told of a success without a result"
+            remember(task, attempt, "Success", "task", text)
+            self._blame_task(attempt, "TASK_FAILED", text)
+        else:
+            job = stage.lead()
+            self._dag.deliver(job, task.partition, reason.result, accums, attempt.reads)
+            self._dag.succeeded(stage, task, self._ran_s(attempt))
+
+    def _map_succeeded(
+        self, attempt: Attempt, output: MapStatus, accums: tuple[tuple[int, bytes], ...]
+    ) -> None:
+        stage, task = attempt.stage, attempt.task
+        if not self._recovery.register(attempt, output):
+            if stage.tasks is not None and not task.attempts and task.partition in stage.tasks.active:
+                self._dag.requeue(attempt)
+            return
+        accums = accums or output.accums
+        if accums and self._outputs[output.shuffle].merge_once(task.partition):
+            self._turn.out.append(MergeAccums(accums))
+        self._dag.succeeded(stage, task, self._ran_s(attempt))
+
+    def _is_output_of(self, attempt: Attempt, output: MapStatus) -> bool:
+        return (
+            output.shuffle == attempt.stage.shuffle
+            and output.map_index == attempt.partition
+            and output.attempt == attempt.task_id
+        )
+
+    def _ran_s(self, attempt: Attempt) -> float:
+        started_s = attempt.launched_s if attempt.started_s is None else attempt.started_s
+        return self._turn.now_s - started_s
+
+    # --- The task is to blame ---
+
+    def _blame_task(
+        self,
+        attempt: Attempt,
+        condition: str,
+        text: str,
+        cause_type: str = "",
+        traceback: str = "",
+        retryable: bool = True,
+    ) -> None:
+        """One failure more; the attempt has been taken off its task."""
+        trouble = attempt.task.troubled()
+        trouble.failures += 1
+        if traceback:
+            trouble.tracebacks[traceback] = None
+        if retryable and trouble.failures < self._settings.max_failures:
+            avoid(attempt.task, attempt.executor, self._turn.now_s)
+            self._dag.requeue(attempt)
+            return
+        self._fail(attempt, condition, text, cause_type, traceback)
+
+    def _fail(
+        self, attempt: Attempt, condition: str, text: str, cause_type: str = "", traceback: str = ""
+    ) -> None:
+        """The stage ends, and every job that needs it, with all that is known of this task."""
+        stage, trouble = attempt.stage, attempt.task.troubled()
+        count = max(trouble.failures, 1)
+        head = f"Task {attempt.partition} in stage {stage.id} failed {count} times"
+        what = f"{head}, most recent failure: {text}"
+        others = tuple(t for t in trouble.tracebacks if t != traceback)
+        where = stage.id, attempt.partition
+        history = tuple(trouble.records)
+        self._dag.fail_stage(
+            stage, JobFailure(condition, what, *where, cause_type, traceback, others, history)
+        )
+
+    def _not_loadable(self, attempt: Attempt, reason: NotLoadable) -> None:
+        stage, trouble = attempt.stage, attempt.task.troubled()
+        text = f"{reason.type_name}: {reason.text}"
+        remember(attempt.task, attempt, "NotLoadable", "task", text)
+        trouble.unloadable += 1
+        stage.unloadable.add(attempt.executor.id)
+        if max(trouble.unloadable, len(stage.unloadable)) >= _UNLOADABLE_MAX:
+            what = f"the functions of stage {stage.id} cannot be loaded by executors: {text}"
+            self._fail(attempt, "CLOSURE_NOT_LOADABLE", what, reason.type_name, reason.traceback)
+        else:
+            avoid(attempt.task, attempt.executor, self._turn.now_s)
+            self._dag.requeue(attempt)
+
+    # --- The executor's process ended ---
+
+    def process_ended(self, attempt: Attempt, blame: str, status: int, signal: int, why: str) -> None:
+        """Its process is gone with an attempt that had begun.  ``why`` is for people."""
+        task, stage = attempt.task, attempt.stage
+        assert stage.tasks is not None
+        stage.tasks.ended(attempt)
+        remember(task, attempt, "ExecutorLost", blame, why)
+        trouble = task.troubled()
+        if blame not in ("task", "executor"):
+            self._dag.requeue(attempt)
+            return
+        certain = blame == "task"
+        trouble.deaths += certain
+        trouble.kills += not certain
+        deaths, limit = trouble.deaths + trouble.kills, self._settings.max_kills
+        progress = sum(job.progress for job in stage.jobs.values())
+        fruitless = trouble.mark == progress  # nothing was completed since the last death that counts here
+        if deaths >= limit:
+            trouble.mark = progress
+        if certain and not signal:
+            self._blame_task(attempt, "TASK_FAILED", why)
+        elif trouble.deaths > limit or (deaths > limit and fruitless):
+            name = health.signal_name(signal) if signal else "silence"
+            self._fail(attempt, "POISON_TASK", f"POISON_TASK({attempt.partition}, {name}): {why}")
+        elif certain:
+            self._blame_task(attempt, "POISON_TASK", why)
+        else:
+            # Whoever sent the signal may have meant anybody: only deaths without any progress between
+            # them make the task suspect (EX-5).
+            self._dag.requeue(attempt)
+
+    def adopt(self, attempt: Attempt, output: MapStatus) -> bool:
+        """A dead executor had committed this attempt's output: it counts as reported (EX-4)."""
+        if not attempt.counts or not self._is_output_of(attempt, output):
+            return False
+        self._turn.note("output_adopted", shuffle=output.shuffle, map=output.map_index, task=attempt.task_id)
+        self._succeeded(attempt, Success(output), output.accums)
+        return True
+
+    # --- A block could not be read ---
+
+    def _fetch_failed(self, attempt: Attempt, reason: FetchFailed) -> None:
+        blame = _blame(reason)
+        self._turn.note(
+            "fetch_failed", task=attempt.task_id, stage=attempt.stage.id, partition=attempt.partition,
+            shuffle=reason.shuffle, map=reason.map_index, host=reason.host, store=reason.store,
+            evidence=reason.evidence, text=reason.text,
+        )  # fmt: skip
+        remember(attempt.task, attempt, "FetchFailed", blame, f"{reason.evidence}: {reason.text}")
+        if reason.map_index < 0:
+            self._block_failed(attempt, reason)
+            return
+        output = self._registered(reason)
+        if output is None:  # dropped or replaced since: one recovery serves all (BL-9)
+            self._dag.requeue(attempt)
+        elif self._is_lost(attempt, reason, output):
+            self._dag.requeue(attempt)
+            self._recover(attempt, reason)
+        else:
+            trouble = attempt.task.troubled()
+            trouble.fetches += 1
+            avoid(attempt.task, attempt.executor, self._turn.now_s)
+            delay_s = min(_REFUSED_DELAY_S * 2 ** (trouble.fetches - 1), _REFUSED_DELAY_MAX_S)
+            self._dag.requeue(attempt, delay_s)
+
+    def _registered(self, reason: FetchFailed) -> MapStatus | None:
+        """The output that the report is about, if it is still *the* output."""
+        outputs = self._outputs.get(reason.shuffle)
+        if (
+            outputs is None
+            or outputs.generation != reason.generation
+            or reason.map_index >= outputs.map_count
+        ):
+            return None
+        status = outputs.statuses[reason.map_index]
+        if status is None or status.store != reason.store or status.host != reason.host:
+            return None
+        return status
+
+    def _is_lost(self, attempt: Attempt, reason: FetchFailed, output: MapStatus) -> bool:
+        """Slow or out of reach is not lost, until it has been so again and again (BL-2, NET-8)."""
+        if reason.evidence not in health.NETWORK_EVIDENCE:
+            return True
+        key = (output.shuffle, output.generation, output.map_index, output.store)
+        return self._health.unreachable(key, attempt.launched_s, self._turn.now_s)
+
+    def _recover(self, attempt: Attempt, reason: FetchFailed) -> None:
+        """Drop what was proved unreadable; the stage attempt that met it is over."""
+        stage = attempt.stage
+        self._recovery.output_lost(reason.shuffle, reason.map_index, reason.evidence)
+        if reason.evidence == "corrupt" and self._health.corrupt(reason.host, reason.store):
+            self._recovery.store_lost(reason.host, reason.store)
+        if not stage.under_way or attempt.task.attempts:  # its end has been counted, or a twin still runs
+            return
+        stage.fruitless = 1 if stage.progressed else stage.fruitless + 1
+        stage.progressed = False
+        stage.failed_rounds += 1
+        where = f"output {reason.map_index} of shuffle {reason.shuffle} on {reason.host}"
+        if stage.fruitless >= self._settings.stage_max_attempts:
+            text = (
+                f"stage {stage.id} was attempted {stage.fruitless} times without completing a task; last, "
+                f"{where} could not be read ({reason.evidence}): {reason.text}"
+            )
+            self._dag.fail_stage(stage, JobFailure("SHUFFLE_DATA_LOST", text, stage.id))
+        elif stage.failed_rounds >= _STAGE_ROUNDS_MAX:
+            text = f"stage {stage.id} was ended {stage.failed_rounds} times by failed reads; last, {where}"
+            self._dag.fail_stage(stage, JobFailure("STAGE_ABORTED", text, stage.id))
+        else:
+            self._dag.interrupt(stage)
+
+    def _block_failed(self, attempt: Attempt, reason: FetchFailed) -> None:
+        """Not a map output: a cached partition's block is dropped; for others the task tries again."""
+        if reason.block is None:
+            # The task was sent where its cached block was, and did not find it there.
+            self._forget_memory(attempt)
+            trouble = attempt.task.troubled()
+            trouble.fetches += 1
+            if trouble.fetches < _NOT_FOUND_MAX:
+                self._dag.requeue(attempt)
+            else:
+                self._fail(attempt, "BLOCK_LOST", f"{reason.evidence}: {reason.text}")
+        elif self._recovery.block_lost(reason.block, reason.evidence):
+            self._dag.requeue(attempt)
+        else:
+            text = f"a block on {reason.host} could not be read ({reason.evidence}): {reason.text}"
+            self._blame_task(attempt, "BLOCK_LOST", text)
+
+    def _forget_memory(self, attempt: Attempt) -> None:
+        executor: Incarnation = attempt.executor.id
+        nodes = set(attempt.stage.tree.persisted)
+        keys = [key for key in self._blocks.of_executor.get(executor, ()) if key[0] in nodes]
+        for key in keys:
+            self._blocks.drop_memory(executor, key)
+        self._dag.mark_holders(nodes)
+
+    # --- The host is to blame ---
+
+    def _host_failed(self, attempt: Attempt, reason: HostError) -> None:
+        """Again on another host; the end when each host that lives has said so, and one said it twice
+        or there are several."""
+        host, trouble, now_s = attempt.executor.host, attempt.task.troubled(), self._turn.now_s
+        remember(attempt.task, attempt, "HostError", "host", f"{reason.condition}: {reason.text}")
+        self._turn.note("host_error", host=host, condition=reason.condition, text=reason.text)
+        self._health.host_failed(
+            host, reason.condition, reason.text, reason.needed_bytes, reason.free_bytes, now_s
+        )
+        trouble.host_errors[host] = trouble.host_errors.get(host, 0) + 1
+        everywhere = all(live in trouble.host_errors for live in self._executors.on_host)
+        if everywhere and sum(trouble.host_errors.values()) >= 2:
+            numbers = f"{reason.needed_bytes} bytes needed, {reason.free_bytes} free"
+            text = f"{reason.condition}({host}, {numbers}) on every host: {reason.text}"
+            self._fail(attempt, reason.condition, text)
+            return
+        until_s = self._health.hosts[host].until_s
+        avoid(attempt.task, attempt.executor, now_s, host=True, for_s=until_s - now_s)
+        self._dag.requeue(attempt, 0.0 if self._executors.others(set(), {host}) else until_s - now_s)
+
+
+def _blame(reason: object) -> str:
+    match reason:
+        case UserError() | NotLoadable():
+            return "task"
+        case HostError():
+            return "host"
+        case FetchFailed():
+            return "network" if reason.evidence in health.NETWORK_EVIDENCE else "storage"
+    return ""

@@ -1,0 +1,195 @@
+"""Executors: who is alive, who has a free slot, who has been given up.
+
+An executor is lost only when its worker says that it exited, its worker is lost, it stayed stopped,
+its link is gone and no exit was told, or when its own beats are missing *and* the CPU time that
+its worker vouches for stands still.  Missing beats with growing CPU time mean busy: a task that
+holds the GIL for half a minute silences every Python thread of the healthiest process.
+
+Invariants
+  * an incarnation is at most one of: live, fenced; once fenced it is never live again (S8).
+  * no attempt is on an executor that is not live; slots in use never exceed slots (S12).
+  * an executor is given up strictly later than the last lease it can have been granted ends (S30):
+    the settings keep ``lease_s < lost_after_s``, and silence counts from the last word *heard*.
+  * ``idle`` and ``roomy`` hold exactly the executors with a free slot, and with room in the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from spark_ft.ids import BlobId, Generation, HostId, Incarnation, NodeId, ShuffleId, TaskId
+from spark_ft.settings import Settings
+
+if TYPE_CHECKING:
+    from spark_ft.scheduler.taskset import Attempt
+
+_EXIT_REPORT_S = 2.0  # a process whose link is gone has ended, or is ended, within
+_FENCED_MAX = 10_000
+
+
+class WorkerState:
+    """One worker, as far as the driver has heard of it."""
+
+    __slots__ = ("executors", "heard_s", "host", "id", "unavailable")
+
+    def __init__(self, id: Incarnation, host: HostId, now_s: float) -> None:
+        self.id, self.host, self.heard_s = id, host, now_s
+        self.executors: dict[Incarnation, ExecutorState] = {}
+        self.unavailable: tuple[int, str] | None = None  # (tries, stderr): it has given up starting executors
+
+
+class ExecutorState:
+    """One live executor.  ``running`` holds every attempt it was sent and has not ended, in order."""
+
+    __slots__ = (
+        "blobs", "cpu_grew_s", "cpu_s", "doomed", "gone_s", "heard_s", "host", "id", "outputs", "pid",
+        "purging", "running", "slots", "stopped_s", "worker",
+    )  # fmt: skip
+
+    def __init__(
+        self, id: Incarnation, worker: WorkerState, host: HostId, pid: int, slots: int, now_s: float
+    ) -> None:
+        self.id, self.worker, self.host, self.pid, self.slots = id, worker, host, pid, slots
+        self.running: dict[TaskId, Attempt] = {}
+        self.blobs: set[BlobId] = set()  # sent to it and not dropped
+        self.outputs: dict[ShuffleId, tuple[Generation, int]] = {}  # newest MapOutputs sent
+        self.heard_s = now_s
+        self.cpu_s = -1.0
+        self.cpu_grew_s = now_s
+        self.stopped_s: float | None = None
+        self.gone_s: float | None = None  # its link is gone; the worker's word is awaited
+        self.doomed = ""  # why it was asked to be killed: its end is nobody's fault
+        self.purging: dict[TaskId, tuple[NodeId, ...]] = {}  # killed readers that may still cache old data
+
+    @property
+    def accepting(self) -> bool:
+        return self.stopped_s is None and self.gone_s is None and not self.doomed
+
+    def silent_s(self, now_s: float) -> float:
+        return now_s - self.heard_s
+
+
+class Executors:
+    """All live executors and workers, and the fenced incarnations."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.live: dict[Incarnation, ExecutorState] = {}
+        self.workers: dict[Incarnation, WorkerState] = {}
+        self.fenced: dict[Incarnation, None] = {}  # bounded: the oldest are forgotten first
+        self.idle: dict[Incarnation, ExecutorState] = {}
+        self.roomy: dict[Incarnation, ExecutorState] = {}
+        self.addresses: dict[HostId, str] = {}
+        self.on_host: dict[HostId, int] = {}  # live executors of each host
+        self._hosts: dict[HostId, int] = {}  # live workers of each host
+
+    # --- Who there is ---
+
+    def worker(self, id: Incarnation, host: HostId, now_s: float) -> WorkerState:
+        """The worker of this incarnation; heard of for the first time, it is live from now on."""
+        known = self.workers.get(id)
+        if known is None:
+            known = self.workers[id] = WorkerState(id, host, now_s)
+            self._hosts[host] = self._hosts.get(host, 0) + 1
+        return known
+
+    def add(self, executor: ExecutorState) -> None:
+        assert executor.id not in self.live and executor.id not in self.fenced
+        self.live[executor.id] = executor
+        executor.worker.executors[executor.id] = executor
+        executor.worker.unavailable = None
+        self.on_host[executor.host] = self.on_host.get(executor.host, 0) + 1
+        self.touch(executor)
+
+    def remove(self, executor: ExecutorState) -> None:
+        """It is given up: from here on nothing that it says counts."""
+        del self.live[executor.id]
+        del executor.worker.executors[executor.id]
+        self.idle.pop(executor.id, None)
+        self.roomy.pop(executor.id, None)
+        self.on_host[executor.host] -= 1
+        if not self.on_host[executor.host]:
+            del self.on_host[executor.host]
+        self.fence(executor.id)
+
+    def remove_worker(self, worker: WorkerState) -> None:
+        assert not worker.executors
+        del self.workers[worker.id]
+        self.fence(worker.id)
+        self._hosts[worker.host] -= 1
+        if not self._hosts[worker.host]:
+            del self._hosts[worker.host]
+            self.addresses.pop(worker.host, None)
+
+    def fence(self, id: Incarnation) -> None:
+        self.fenced[id] = None
+        if len(self.fenced) > _FENCED_MAX:
+            del self.fenced[next(iter(self.fenced))]
+
+    def host_is_live(self, host: HostId) -> bool:
+        """Whether a live worker serves this host's stores."""
+        return host in self._hosts
+
+    def hosts(self) -> Iterator[HostId]:
+        return iter(self._hosts)
+
+    # --- Who has room ---
+
+    def touch(self, executor: ExecutorState) -> None:
+        """Keep ``idle`` and ``roomy`` right after any change of this executor."""
+        count = len(executor.running)
+        if not executor.accepting or executor.id not in self.live:
+            self.idle.pop(executor.id, None)
+            self.roomy.pop(executor.id, None)
+            return
+        if count < executor.slots:
+            self.idle[executor.id] = executor
+        else:
+            self.idle.pop(executor.id, None)
+        if count < executor.slots + self._settings.prefetch_tasks:
+            self.roomy[executor.id] = executor
+        else:
+            self.roomy.pop(executor.id, None)
+
+    def others(self, executors: set[Incarnation], hosts: set[HostId]) -> bool:
+        """Whether some executor takes tasks that is neither among these nor on these hosts."""
+        return any(e.accepting and e.id not in executors and e.host not in hosts for e in self.live.values())
+
+    # --- Who is silent ---
+
+    def vouched(self, executor: ExecutorState, cpu_s: float, stopped: bool, now_s: float) -> None:
+        """What its worker says of it."""
+        if cpu_s > executor.cpu_s:
+            executor.cpu_s, executor.cpu_grew_s = cpu_s, now_s
+        self.stopped(executor, stopped, now_s)
+
+    def stopped(self, executor: ExecutorState, stopped: bool, now_s: float) -> None:
+        if stopped != (executor.stopped_s is not None):
+            executor.stopped_s = now_s if stopped else None
+            self.touch(executor)
+
+    def silent(self, now_s: float) -> Iterator[tuple[ExecutorState, str]]:
+        """Executors to be given up now, and why."""
+        limit_s = self._settings.lost_after_s
+        for executor in list(self.live.values()):
+            if executor.gone_s is not None and executor.silent_s(now_s) > limit_s:
+                yield executor, "its link is gone and its worker told of no exit"
+            elif executor.stopped_s is not None and now_s - executor.stopped_s > limit_s:
+                yield executor, "it was stopped for too long"
+            elif executor.silent_s(now_s) > limit_s and now_s - executor.cpu_grew_s > limit_s:
+                yield executor, "it was silent and used no CPU time"
+
+    def unreported(self, now_s: float) -> list[ExecutorState]:
+        """Executors whose link is gone although no exit was told in time: to be killed."""
+        return [
+            executor
+            for executor in self.live.values()
+            if executor.gone_s is not None
+            and not executor.doomed
+            and now_s - executor.gone_s > _EXIT_REPORT_S
+        ]
+
+    def silent_workers(self, now_s: float) -> list[WorkerState]:
+        limit_s = self._settings.lost_after_s
+        return [worker for worker in self.workers.values() if now_s - worker.heard_s > limit_s]

@@ -1,0 +1,127 @@
+"""Blame, and what follows from it: back-off of hosts, quarantine of stores, counters of bad links.
+
+Blame is one of ``task``, ``executor``, ``host``, ``network``, ``storage``, ``system``, ``user-cancel``;
+only ``task`` counts to ``max_failures`` (S14).
+
+  exit status, or a signal that a process brings on itself (SEGV …)   task
+  SIGKILL, SIGTERM and the like: who sent it cannot be known           executor (counted apart: kills)
+  HostError (disk full …)                                               host
+  FetchFailed: refused, timeout                                         network
+               missing, corrupt, incomplete, expired                    storage
+  an end that the engine itself brought about                           system
+
+Invariant
+  * a host backs off, and a store is in quarantine, only by recorded evidence (S31).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spark_ft.ids import Generation, HostId, ShuffleId
+
+_OWN_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 11: "SIGSEGV"}
+_SIGNALS = {1: "SIGHUP", 2: "SIGINT", 9: "SIGKILL", 15: "SIGTERM", **_OWN_SIGNALS}
+_ENGINE_EXITS = frozenset((70, 71))  # an executor that lost its driver, or was told that it is fenced
+_BACKOFF_S, _BACKOFF_MAX_S = 5.0, 60.0
+_CORRUPT_MAX = 2  # corruptions from one host before the store is given up
+_UNREACHABLE_MAX = 3  # bursts of refused or timed-out reads of one output before it is given up
+
+NETWORK_EVIDENCE = frozenset(("refused", "timeout"))
+
+
+def signal_name(signal: int) -> str:
+    return _SIGNALS.get(signal, f"signal {signal}")
+
+
+def blame_of_exit(status: int, signal: int) -> str:
+    """Who is to blame when an executor's process ends under a task."""
+    if signal:
+        return "task" if signal in _OWN_SIGNALS else "executor"
+    return "system" if status in _ENGINE_EXITS else "task"
+
+
+def exit_text(status: int, signal: int) -> str:
+    """How an executor's process ended, for people."""
+    ended = signal_name(signal) if signal else f"exit code {status}"
+    return f"executor process ended with {ended}"
+
+
+@dataclass(slots=True)
+class HostTrouble:
+    """The last HostError of a host; ``until_s`` ends its back-off."""
+
+    condition: str
+    text: str
+    needed_bytes: int
+    free_bytes: int
+    until_s: float
+    backoff_s: float = _BACKOFF_S
+
+
+class Health:
+    """What is known against hosts, stores and links."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[HostId, HostTrouble] = {}
+        self.quarantined: set[str] = set()  # stores
+        self._corrupt: dict[tuple[HostId, str], int] = {}
+        self._unreachable: dict[tuple[ShuffleId, Generation, int, str], tuple[int, float]] = {}
+
+    def host_failed(
+        self, host: HostId, condition: str, text: str, needed_bytes: int, free_bytes: int, now_s: float
+    ) -> None:
+        """No new map tasks there for a while; twice as long each time."""
+        backoff_s = _BACKOFF_S
+        known = self.hosts.get(host)
+        if known is not None:
+            # Reports of one burst count once.
+            again = now_s >= known.until_s
+            backoff_s = min(known.backoff_s * 2, _BACKOFF_MAX_S) if again else known.backoff_s
+        self.hosts[host] = HostTrouble(
+            condition, text, needed_bytes, free_bytes, now_s + backoff_s, backoff_s
+        )
+
+    def host_worked(self, host: HostId) -> None:
+        """A map task has written its output there."""
+        self.hosts.pop(host, None)
+
+    def backing_off(self, host: HostId, now_s: float) -> bool:
+        trouble = self.hosts.get(host)
+        return trouble is not None and now_s < trouble.until_s
+
+    def corrupt(self, host: HostId, store: str) -> bool:
+        """A corrupt block came from this store; true when it has now done so too often (BL-10)."""
+        count = self._corrupt[(host, store)] = self._corrupt.get((host, store), 0) + 1
+        if count >= _CORRUPT_MAX and store not in self.quarantined:
+            self.quarantined.add(store)
+            return True
+        return False
+
+    def unreachable(
+        self, output: tuple[ShuffleId, Generation, int, str], launched_s: float, now_s: float
+    ) -> bool:
+        """A read of this output was refused or timed out; true when that happened too often.
+
+        Readers that were launched before the last counted report belong to the same burst: a hundred
+        reducers that meet one pause of a host are one report, not a hundred (BL-2, WK-6).
+        """
+        count, counted_s = self._unreachable.get(output, (0, -1.0))
+        if launched_s >= counted_s:
+            count, counted_s = count + 1, now_s
+        self._unreachable[output] = count, counted_s
+        return count >= _UNREACHABLE_MAX
+
+    def forget_output(self, shuffle: ShuffleId, map_index: int | None = None) -> None:
+        """The counters of one output, or of a whole shuffle, mean nothing any more."""
+        for key in [k for k in self._unreachable if k[0] == shuffle and map_index in (None, k[2])]:
+            del self._unreachable[key]
+
+    def forget_store(self, host: HostId, store: str) -> None:
+        self._corrupt.pop((host, store), None)
+        self.quarantined.discard(store)
+
+    def forget_host(self, host: HostId) -> None:
+        self.hosts.pop(host, None)
+        for key in [k for k in self._corrupt if k[0] == host]:
+            del self._corrupt[key]

@@ -1,0 +1,245 @@
+"""Placement: which executor runs what, and the few messages that say so.
+
+Order: FIFO is by job, then by stage.  FAIR gives each pool the same number of running attempts, one
+launch at a time to the pool with the fewest, and is FIFO within a pool.
+
+    free slots first ──> then, and only when no slot is free anywhere, queues behind busy slots
+                     └─> slots still free: second attempts of slow tasks; queued attempts asked back
+
+Everything that one executor is given of one stage in a turn travels in one LaunchTasks, after the
+stage's functions and the map outputs that it names, each sent once.
+
+Invariants
+  * nothing is sent to an executor that is not live, or is stopped, gone or to be killed (S13).
+  * every input that a LaunchTasks names is complete at that generation and version (S5).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterator
+
+from spark_ft.ids import BlobId, Incarnation, ShuffleId, StageId
+from spark_ft.protocol.effects import SendBlob
+from spark_ft.protocol.messages import CachedBlock, Launch, LaunchTasks, ShuffleInput
+from spark_ft.scheduler.attempts import Attempts
+from spark_ft.scheduler.cached import CachedBlocks, survey
+from spark_ft.scheduler.dag import Dag
+from spark_ft.scheduler.executors import Executors, ExecutorState
+from spark_ft.scheduler.health import Health
+from spark_ft.scheduler.map_outputs import MapOutputTracker
+from spark_ft.scheduler.stage import Stage
+from spark_ft.scheduler.taskset import Mode, Reads, Task
+from spark_ft.scheduler.turn import Turn
+from spark_ft.settings import Settings
+
+_RECALL_AFTER_S = 0.05  # an attempt that stood in a queue for so long is asked back when a slot is free
+
+Batch = tuple[ExecutorState, Stage, list[Launch]]
+
+
+class Placement:
+    """See the module.  ``wakeup_s``: when something may be placed that could not be now."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        turn: Turn,
+        executors: Executors,
+        attempts: Attempts,
+        outputs: MapOutputTracker,
+        blocks: CachedBlocks,
+        health: Health,
+        dag: Dag,
+    ) -> None:
+        self._settings, self._turn, self._executors, self._attempts = settings, turn, executors, attempts
+        self._outputs, self._blocks, self._health, self._dag = outputs, blocks, health, dag
+        self._batches: dict[tuple[Incarnation, StageId], Batch] = {}
+        self.wakeup_s: float | None = None
+
+    def fill(self) -> None:
+        """Give out all that can be given out now, and say so to the executors."""
+        self.wakeup_s = None
+        if not self._dag.active:
+            return
+        if self._dag.delayed:
+            self._dag.wake_delayed()
+        if self._executors.idle:
+            self._offer_all(self._executors.idle, speculate=True)
+        if self._executors.idle:
+            self._look_ahead()
+        elif self._executors.roomy:
+            self._offer_all(self._executors.roomy, speculate=False)
+        if self._batches:
+            self._tell()
+
+    # --- Who gets what ---
+
+    def _stages(self) -> list[Stage]:
+        if self._dag.ordered is None:
+            self._dag.ordered = sorted(self._dag.active.values(), key=lambda s: (min(s.jobs), s.id))
+        return self._dag.ordered
+
+    def _offer_all(self, having_room: dict[Incarnation, ExecutorState], speculate: bool) -> None:
+        free = deque(having_room.values())
+        if self._settings.scheduler_mode == "FAIR":
+            self._offer_fairly(free, having_room, speculate)
+            return
+        for stage in self._stages():
+            for _ in self._offer(stage, free, having_room, speculate):
+                pass
+            if not free:
+                return
+
+    def _offer_fairly(
+        self, free: deque[ExecutorState], having_room: dict[Incarnation, ExecutorState], speculate: bool
+    ) -> None:
+        pools: dict[str, list[Stage]] = {}
+        for stage in self._stages():
+            pools.setdefault(stage.lead().pool, []).append(stage)
+        turns: list[tuple[int, int, Iterator[None]]] = []
+        for rank, stages in enumerate(pools.values()):
+            running = sum(stage.tasks.running for stage in stages if stage.tasks is not None)
+            offers: Iterator[None] = itertools.chain.from_iterable(
+                self._offer(stage, free, having_room, speculate) for stage in stages
+            )
+            turns.append((running, rank, offers))
+        heapq.heapify(turns)
+        while turns and free:
+            running, rank, offers = heapq.heappop(turns)
+            for _ in offers:
+                heapq.heappush(turns, (running + 1, rank, offers))
+                break
+
+    def _offer(
+        self,
+        stage: Stage,
+        free: deque[ExecutorState],
+        having_room: dict[Incarnation, ExecutorState],
+        speculate: bool,
+    ) -> Iterator[None]:
+        """Launch this stage's tasks, one an executor in turn, while some executor may have one."""
+        tasks, now_s = stage.tasks, self._turn.now_s
+        assert tasks is not None
+        if not (tasks.ready or (speculate and tasks.has_slow)):
+            return
+        reads = tuple((shuffle, self._outputs[shuffle].generation) for shuffle in stage.tree.parents)
+        refused = 0
+        while free and refused < len(free) and (tasks.ready or (speculate and tasks.has_slow)):
+            executor = free[0]
+            task, second = None, False
+            if self._fits(stage, executor):
+                task = tasks.take(executor, self._executors, now_s)
+                if task is None and speculate and tasks.has_slow:
+                    task, second = tasks.take_slow(executor), True
+            if task is None:
+                refused += 1
+                free.rotate(-1)
+                continue
+            refused = 0
+            self._launch(stage, task, executor, reads, second)
+            if executor.id in having_room:
+                free.rotate(-1)
+            else:
+                free.popleft()
+            yield
+
+    def _fits(self, stage: Stage, executor: ExecutorState) -> bool:
+        if executor.purging and stage.tree.persisted:
+            return False  # a killed reader may still put rolled-back data into its memory
+        if stage.shuffle is None or not self._health.hosts:
+            return True
+        return not self._health.backing_off(executor.host, self._turn.now_s)
+
+    def _launch(
+        self, stage: Stage, task: Task, executor: ExecutorState, reads: Reads, speculative: bool
+    ) -> None:
+        attempt = self._attempts.launch(stage, task, executor, reads, speculative)
+        cached: tuple[CachedBlock, ...] = ()
+        if self._blocks.disk_count and stage.tree.persisted:
+            cached = tuple(survey(stage.tree, task.partition, self._blocks, trust_memory=False).disk)
+        launch = Launch(attempt.task_id, task.partition, attempt.number, speculative, cached)
+        key = (executor.id, stage.id)
+        batch = self._batches.get(key)
+        if batch is None:
+            self._batches[key] = (executor, stage, [launch])
+        else:
+            batch[2].append(launch)
+        if speculative:
+            self._turn.note("speculation", task=attempt.task_id, stage=stage.id, partition=task.partition)
+
+    # --- What cannot be placed now ---
+
+    def _look_ahead(self) -> None:
+        """Slots are free and nothing fits: when will something, and can a queued attempt be had back?"""
+        now_s = self._turn.now_s
+        times = [
+            time
+            for stage in self._stages()
+            if stage.tasks is not None and stage.tasks.ready
+            if (time := stage.tasks.wakeup_s(now_s)) is not None
+        ]
+        times += [trouble.until_s for trouble in self._health.hosts.values() if trouble.until_s > now_s]
+        wanted = len(self._executors.idle)
+        for attempt in list(self._attempts.queued.values()):
+            if not wanted:
+                break
+            if (
+                not attempt.counts
+                or not self._is_stuck(attempt.executor)
+                or not self._may_move(attempt.stage)
+            ):
+                continue
+            if attempt.launched_s + _RECALL_AFTER_S > now_s:
+                times.append(attempt.launched_s + _RECALL_AFTER_S)
+                break
+            self._attempts.recall(attempt)
+            wanted -= 1
+        self.wakeup_s = min(times) if times else None
+
+    def _is_stuck(self, executor: ExecutorState) -> bool:
+        """All its slots are busy with attempts that have begun."""
+        begun = sum(attempt.started_s is not None for attempt in executor.running.values())
+        return begun >= executor.slots
+
+    def _may_move(self, stage: Stage) -> bool:
+        return stage.tasks is not None and stage.tasks.mode is Mode.OPEN
+
+    # --- Telling the executors ---
+
+    def send_blob(self, executor: ExecutorState, blob: BlobId) -> None:
+        """The stage's functions, once; the host holds the bytes."""
+        if blob not in executor.blobs:
+            executor.blobs.add(blob)
+            self._turn.out.append(SendBlob(executor.id, blob))
+
+    def _tell(self) -> None:
+        inputs: dict[StageId, tuple[ShuffleInput, ...]] = {}
+        for executor, stage, launches in self._batches.values():
+            if stage.id not in inputs:
+                inputs[stage.id] = self._inputs(stage)
+            self.send_blob(executor, stage.blob)
+            for read in inputs[stage.id]:
+                if executor.outputs.get(read.shuffle) != (read.generation, read.version):
+                    executor.outputs[read.shuffle] = (read.generation, read.version)
+                    self._turn.send(executor.id, self._outputs[read.shuffle].message())
+            self._turn.send(
+                executor.id,
+                LaunchTasks(
+                    stage.blob, stage.id, stage.attempt, tuple(launches), inputs[stage.id],
+                    self._output(stage.shuffle), stage.lead().properties,
+                ),
+            )  # fmt: skip
+        self._batches.clear()
+
+    def _inputs(self, stage: Stage) -> tuple[ShuffleInput, ...]:
+        """The parents that can be read; those that cannot are left out, so that no task reads half of one."""
+        parents = [self._outputs[shuffle] for shuffle in stage.tree.parents]
+        assert stage.tasks is not None
+        assert stage.tasks.mode is Mode.PARTIAL or all(outputs.complete for outputs in parents)
+        return tuple(ShuffleInput(o.shuffle, o.generation, o.version) for o in parents if o.complete)
+
+    def _output(self, shuffle: ShuffleId | None) -> ShuffleInput | None:
+        return None if shuffle is None else ShuffleInput(shuffle, self._outputs[shuffle].generation, 0)

@@ -1,0 +1,192 @@
+"""What is lost, and what that means for everything that was built on it.
+
+  lost                                    dropped at once
+  one output or block proved unreadable   just that one (BL-1)
+  a store with too many corrupt blocks    all outputs and blocks in it (BL-10)
+  a host                                  everything on its disks, of all live shuffles, in one turn (WK-2)
+  an executor                             what it had in memory; its outputs stay: a host serves them (EX-2)
+
+An output that comes back with other bytes than recorded is not proved the same.  Then:
+
+  nobody has read the old one        the new one takes its place
+  only running tasks may have read   they are started again
+  a finished task has read it        rollback: the shuffle's generation is bumped, and every output, cached
+                                       partition and running task built on the old one goes with it (S17)
+
+Invariants
+  * no task that counts reads a generation that is not current (S6).
+  * after a rollback no held output or cached partition has an older generation under it (S17).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from spark_ft.ids import HostId, ShuffleId
+from spark_ft.protocol.effects import JobFailure
+from spark_ft.protocol.messages import BlockRef, DropBlocks, MapStatus
+from spark_ft.scheduler.attempts import Attempts
+from spark_ft.scheduler.cached import CachedBlocks, Key
+from spark_ft.scheduler.dag import Dag
+from spark_ft.scheduler.executors import Executors
+from spark_ft.scheduler.health import Health
+from spark_ft.scheduler.map_outputs import MapOutputTracker
+from spark_ft.scheduler.taskset import Attempt
+from spark_ft.scheduler.turn import Turn
+
+
+class Recovery:
+    """See the module."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        executors: Executors,
+        attempts: Attempts,
+        outputs: MapOutputTracker,
+        blocks: CachedBlocks,
+        health: Health,
+        dag: Dag,
+    ) -> None:
+        self._turn, self._executors, self._attempts = turn, executors, attempts
+        self._outputs, self._blocks, self._health, self._dag = outputs, blocks, health, dag
+
+    # --- Outputs come ---
+
+    def register(self, attempt: Attempt, status: MapStatus) -> bool:
+        """Make a committed output *the* output of its partition.  False when it cannot be: it is of an
+        older generation, or where it lies is lost; then the task has to run again."""
+        outputs = self._outputs[status.shuffle]
+        if status.generation != outputs.generation:
+            self._turn.note("stale_generation", shuffle=status.shuffle, map=status.map_index)
+            return False
+        if not self._executors.host_is_live(status.host) or status.store in self._health.quarantined:
+            return False
+        if outputs.differs(status):
+            if self._read_by_finished(status.shuffle):
+                self.rollback(status.shuffle, status.map_index)
+                return False
+            self._turn.note("output_replaced", shuffle=status.shuffle, map=status.map_index)
+            self._restart_readers(status.shuffle)
+        outputs.register(status)
+        outputs.sources.update(shuffle for shuffle, _ in attempt.reads)
+        self._health.host_worked(status.host)
+        return True
+
+    def _read_by_finished(self, shuffle: ShuffleId) -> bool:
+        """Whether something that the engine still holds was built from this generation."""
+        return bool(
+            self._outputs.built_from(shuffle)
+            or self._blocks.built_from(shuffle)
+            or any(shuffle in job.sources for job in self._dag.jobs.values())
+        )
+
+    def _readers(self, shuffle: ShuffleId) -> list[Attempt]:
+        """Running attempts that count and that may have read this shuffle.  Linear in running attempts."""
+        return [
+            attempt
+            for executor in self._executors.live.values()
+            for attempt in executor.running.values()
+            if attempt.counts and any(read == shuffle for read, _ in attempt.reads)
+        ]
+
+    def _restart_readers(self, shuffle: ShuffleId) -> None:
+        for attempt in self._readers(shuffle):
+            if attempt.stage.tree.persisted:
+                attempt.executor.purging[attempt.task_id] = attempt.stage.tree.persisted
+            self._dag.restart(attempt, "its input was replaced")
+
+    def rollback(self, shuffle: ShuffleId, map_index: int) -> None:
+        """The output of ``map_index`` changed under finished readers: begin a new generation, and undo all
+        that was built on the old one.  Linear in what is held.  A job with results delivered fails."""
+        spoilt: dict[ShuffleId, None] = {shuffle: None}
+        work = [shuffle]
+        while work:
+            for built in self._outputs.built_from(work.pop()):
+                if built not in spoilt:
+                    spoilt[built] = None
+                    work.append(built)
+        for job in [*self._dag.jobs.values(), *self._dag.held.values()]:
+            job.tainted = job.tainted or not job.sources.isdisjoint(spoilt)
+        for node in {node for shuffle in spoilt for node in self._blocks.built_from(shuffle)}:
+            self._blocks.drop_node(node, forget=False)
+            self._dag.mark_holders([node])
+            for executor in self._executors.live.values():
+                self._turn.send(executor.id, DropBlocks(nodes=(node,)))
+        for spoilt_shuffle in spoilt:
+            self._restart_readers(spoilt_shuffle)
+            self._undo(spoilt_shuffle, cause=shuffle, map_index=map_index)
+        for job in [job for job in self._dag.jobs.values() if job.tainted]:
+            text = (
+                f"output {map_index} of shuffle {shuffle} was lost and came out different when it was "
+                "computed again, after results built on the old one had been delivered. Make the functions "
+                "before the shuffle deterministic, or checkpoint their result."
+            )
+            self._dag.end_job(job, JobFailure("INDETERMINATE_OUTPUT_ROLLBACK", text, job.result.id))
+
+    def _undo(self, shuffle: ShuffleId, cause: ShuffleId, map_index: int) -> None:
+        outputs = self._outputs[shuffle]
+        outputs.bump()
+        self._health.forget_output(shuffle)
+        self._turn.note(
+            "rollback", shuffle=shuffle, generation=outputs.generation, cause=cause, map=map_index
+        )
+        stage = self._dag.map_stages[shuffle]
+        if stage.tasks is not None:
+            for task in list(stage.tasks.active.values()):
+                for attempt in list(task.attempts):
+                    self._dag.restart(attempt, "its generation was rolled back")
+            for partition in range(outputs.map_count):
+                stage.tasks.add(partition)
+            self._dag.mark(stage)
+        self._dag.mark_readers(shuffle)
+
+    # --- Things go ---
+
+    def output_lost(self, shuffle: ShuffleId, map_index: int, evidence: str) -> None:
+        """One output cannot be read."""
+        self._outputs[shuffle].drop(map_index)
+        self._outputs_lost({shuffle: [map_index]}, evidence)
+
+    def store_lost(self, host: HostId, store: str) -> None:
+        """A store is given up: nothing in it is used any more, and nothing more is written there."""
+        self._turn.note("store_quarantined", host=host, store=store)
+        self._outputs_lost(self._outputs.lost(lambda s: s.host == host and s.store == store), "quarantine")
+        self._blocks_lost(self._blocks.drop_store(store), "quarantine")
+        for executor in self._executors.live.values():
+            if executor.id == store:
+                self._attempts.doom(executor, "its store is in quarantine")
+
+    def host_lost(self, host: HostId) -> None:
+        """All that lay on a host's disks is gone; what still needs it is planned at once."""
+        self._outputs_lost(self._outputs.lost(lambda s: s.host == host), "host lost")
+        self._blocks_lost(self._blocks.drop_host(host), "host lost")
+        self._health.forget_host(host)
+
+    def block_lost(self, ref: BlockRef, evidence: str) -> bool:
+        """A cached partition's block cannot be read; False when no such block is known."""
+        lost = self._blocks.drop_disk(ref)
+        self._blocks_lost(lost, evidence)
+        return bool(lost)
+
+    def memory_lost(self, keys: Iterable[Key]) -> None:
+        """Partitions that were in memory alone have to be computed again when they are needed."""
+        self._blocks_lost(keys, "executor lost")
+
+    def _outputs_lost(self, found: dict[ShuffleId, list[int]], evidence: str) -> None:
+        for shuffle, indices in found.items():
+            stage = self._dag.map_stages[shuffle]
+            for index in indices:
+                self._turn.note("output_lost", shuffle=shuffle, map=index, evidence=evidence)
+                self._health.forget_output(shuffle, index)
+                if stage.tasks is not None:
+                    stage.tasks.add(index)
+            if stage.tasks is not None:
+                self._dag.mark(stage)
+            self._dag.mark_readers(shuffle)
+
+    def _blocks_lost(self, keys: Iterable[Key], why: str) -> None:
+        keys = list(keys)
+        for node, partition in keys:
+            self._turn.note("block_lost", node=node, partition=partition, why=why)
+        self._dag.mark_holders({node for node, _ in keys})

@@ -1,0 +1,95 @@
+"""What the program no longer refers to, and when it may really go.
+
+Invariant: nothing is dropped while a live job, a held result or an active stage may need it (S23).
+A recovery needs no more than the lineage of a live job, which names every shuffle under it.
+"""
+
+from __future__ import annotations
+
+from spark_ft.ids import BlobId, Fingerprint, NodeId, ShuffleId
+from spark_ft.lineage.shape import LineageShape
+from spark_ft.protocol.effects import JobFailure, Released
+from spark_ft.protocol.messages import DropBlocks, DropShuffles
+from spark_ft.scheduler.cached import CachedBlocks
+from spark_ft.scheduler.dag import Dag
+from spark_ft.scheduler.executors import Executors
+from spark_ft.scheduler.health import Health
+from spark_ft.scheduler.map_outputs import MapOutputTracker
+from spark_ft.scheduler.turn import Turn
+
+
+class Releases:
+    """Names that were released and are still needed wait here for the end of the jobs that need them."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        executors: Executors,
+        outputs: MapOutputTracker,
+        blocks: CachedBlocks,
+        health: Health,
+        dag: Dag,
+    ) -> None:
+        self._turn, self._executors = turn, executors
+        self._outputs, self._blocks, self._health, self._dag = outputs, blocks, health, dag
+        self.shuffles: set[ShuffleId] = set()
+        self.nodes: set[NodeId] = set()
+        self.blobs: set[BlobId] = set()
+
+    def released(self, event: Released) -> None:
+        """Take the names in; those that nothing needs go at the end of this turn."""
+        self.shuffles.update(shuffle for shuffle in event.shuffles if shuffle in self._outputs)
+        self.nodes.update(node for node in event.nodes if self._blocks.tracks(node))
+        self.blobs.update(event.blobs)
+        # A result stage's functions are released when the results have been read, or nobody wants them.
+        for job in [job for job in self._dag.held.values() if job.blob in self.blobs]:
+            del self._dag.held[job.id]
+        for job in [job for job in self._dag.jobs.values() if job.blob in self.blobs]:
+            self._dag.end_job(job, JobFailure("JOB_CANCELLED", "nobody waits for its results any more"))
+        if event.broadcasts:
+            for executor in self._executors.live.values():
+                self._turn.send(executor.id, DropBlocks(broadcasts=event.broadcasts))
+        self.settle()
+
+    def wanted_again(self, shape: LineageShape) -> None:
+        """A new job persists these nodes: an older release of them is void."""
+        for node in [node for node in self.nodes if node in shape.nodes and shape.nodes[node].persisted]:
+            self.nodes.discard(node)
+
+    def settle(self) -> None:
+        """Let go of all that nothing needs any more."""
+        self._dag.unpinned = False
+        if not (self.shuffles or self.nodes or self.blobs):
+            return
+        shuffles = [shuffle for shuffle in sorted(self.shuffles) if not self._dag.needs_shuffle(shuffle)]
+        nodes = [node for node in sorted(self.nodes) if not self._dag.needs_node(node)]
+        blobs = [blob for blob in sorted(self.blobs) if not self._dag.needs_blob(blob)]
+        self.shuffles.difference_update(shuffles)
+        self.nodes.difference_update(nodes)
+        self.blobs.difference_update(blobs)
+        for node in nodes:
+            self._blocks.drop_node(node, forget=True)
+        self._drop_shuffles(shuffles)
+        for executor in self._executors.live.values():
+            known_blobs = tuple(blob for blob in blobs if blob in executor.blobs)
+            known_shuffles = tuple(shuffle for shuffle in shuffles if shuffle in executor.outputs)
+            executor.blobs.difference_update(known_blobs)
+            for shuffle in known_shuffles:
+                del executor.outputs[shuffle]
+            if nodes or known_blobs or known_shuffles:
+                self._turn.send(executor.id, DropBlocks(tuple(nodes), known_blobs, known_shuffles))
+
+    def _drop_shuffles(self, shuffles: list[ShuffleId]) -> None:
+        fingerprints: list[Fingerprint] = []
+        for shuffle in shuffles:
+            fingerprint = self._outputs.forget(shuffle)
+            if fingerprint is not None:
+                fingerprints.append(fingerprint)
+            del self._dag.map_stages[shuffle]
+            self._health.forget_output(shuffle)
+            self._blocks.forget_source(shuffle)
+        if fingerprints:
+            for outputs in self._outputs:
+                outputs.sources.difference_update(shuffles)
+            for worker in self._executors.workers.values():
+                self._turn.send(worker.id, DropShuffles(tuple(fingerprints)))
