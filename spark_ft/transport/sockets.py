@@ -28,11 +28,10 @@ does nothing (ST-12).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
-import weakref
-from collections.abc import Iterable
 from pathlib import Path
 
 import zmq
@@ -60,6 +59,7 @@ class Net:
         self.forked = False
         self._context = zmq.Context()
         self._sockets: set[Socket] = set()
+        self._files: list[tuple[str, int]] = []  # paths of ipc sockets bound here, with their inodes
         _nets.add(self)
 
     def router(self, endpoint: str, max_bytes: int, *, hwm: int = _CONTROL_HWM) -> Socket:
@@ -75,6 +75,8 @@ class Net:
             socket.close()
             raise ClusterError(f"cannot bind {endpoint}: {error}", "BAD_BIND_ADDRESS") from error
         socket.endpoint = socket.raw.getsockopt_string(zmq.LAST_ENDPOINT)
+        if endpoint.startswith("ipc://"):
+            self._files.append(_file(endpoint))
         return socket
 
     def dealer(
@@ -131,16 +133,27 @@ class Net:
         """Close everything; returns when it is closed.  ``last_word``: what was just sent may still go."""
         if self.forked:
             return
+        for path, inode in self._files:  # ZeroMQ leaves them; a successor's at the same path is not ours
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+        self._files.clear()
         for socket in list(self._sockets):
             if last_word:
                 socket.raw.setsockopt(zmq.LINGER, _BLINK_MS)
             socket.close()
         self._context.term()
+        _nets.discard(self)
 
     def _disown(self) -> None:
         self.forked = True
         # Kept for ever: their destructors would close what belongs to the parent.
         _inherited.append((self._context, [socket.raw for socket in self._sockets]))
+
+
+def _file(endpoint: str) -> tuple[str, int]:
+    path = endpoint.removeprefix("ipc://")
+    return path, os.stat(path).st_ino
 
 
 class Socket:
@@ -265,15 +278,14 @@ class Bell:
             self.fd = self._in = -1
 
 
-_nets: weakref.WeakSet[Net] = weakref.WeakSet()
+_nets: set[Net] = set()  # a net lives until it is closed: the collector must never wait for ZeroMQ
 _inherited: list[object] = []
 
 
 def _after_fork() -> None:
-    nets: Iterable[Net] = list(_nets)
-    _nets.clear()
-    for net in nets:
+    for net in _nets:
         net._disown()
+    _nets.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
