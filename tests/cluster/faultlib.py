@@ -96,6 +96,31 @@ class Gate:
         return 0
 
 
+class Action(threading.Thread):
+    """An action in a thread of its own, so that the test can break things while it runs."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__(name="action", daemon=True)
+        self._call = call
+        self._answer: Any = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._answer = self._call()
+        except BaseException as error:  # handed to whoever asks for the result
+            self._error = error
+
+    def result(self, deadline_s: float = DEADLINE_S) -> Any:
+        """The answer, or what the action raised.  AssertionError when it has not ended in time."""
+        self.join(deadline_s)
+        assert not self.is_alive(), f"the action has not ended within {deadline_s:g} s"
+        if self._error is not None:
+            raise self._error
+        return self._answer
+
+
 # --- The event log --------------------------------------------------------------------------------
 
 
