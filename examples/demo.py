@@ -356,6 +356,7 @@ def main() -> int:
     )
     parser.add_argument("--mb", type=float, default=40, help="how much text, in megabytes")
     parser.add_argument("--master", default="local-cluster[3,1,512]")
+    parser.add_argument("--events", type=Path, help="keep the event log in this directory")
     parser.add_argument("--no-kill", action="store_true", help="leave everybody alive")
     args = parser.parse_args()
     console = Console()
@@ -375,11 +376,12 @@ def main() -> int:
             f"{len(modules)} modules of the standard library, {copies} times: {size / 1e6:.0f} MB of text, "
             f"on {args.master}"
         )
-        (directory / "events").mkdir()
+        log_dir = args.events or directory / "events"
+        log_dir.mkdir(parents=True, exist_ok=True)
         conf = SparkConf().setMaster(args.master).setAppName("demo")
-        conf.set("spark.eventLog.dir", str(directory / "events"))
+        conf.set("spark.eventLog.dir", str(log_dir))
         targets = [] if args.no_kill else ["map", "reduce"]
-        follower = Follower(directory / "events", targets, progress)
+        follower = Follower(log_dir, targets, progress)
         with progress:
             begun = time.perf_counter()
             with SparkContext(conf=conf) as sc:

@@ -1,7 +1,6 @@
 """One workload on one engine in this fresh process; its figures go to a file as JSON."""
 
 import argparse
-import importlib
 import json
 from pathlib import Path
 
@@ -18,8 +17,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     conf = dict(setting.split("=", 1) for setting in args.conf)
-    engine = importlib.import_module(args.engine)
-    figures = workloads.run_one(engine, args.workload, args.cores, args.scale, conf)
+    figures = workloads.run_one(args.engine, args.workload, args.cores, args.scale, conf)
     args.out.write_text(json.dumps(figures))
 
 

@@ -10,6 +10,7 @@ those that say so (``cache``, ``broadcast``).
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import random
 import statistics
@@ -116,9 +117,10 @@ def warm_up(sc: Any, cores: int) -> None:
     expect(sc.parallelize(range(cores), cores).count(), cores)
 
 
-def startup(engine: ModuleType, cores: int, conf: dict[str, str]) -> dict[str, float]:
+def startup(engine_name: str, cores: int, conf: dict[str, str]) -> dict[str, float]:
     """From import to the answer of a first small job, and the end; in an idle fresh process."""
     begun = time.perf_counter()
+    engine = importlib.import_module(engine_name)
     sc = connect(engine, cores, conf)
     up = time.perf_counter()
     warm_up(sc, cores)
@@ -461,17 +463,15 @@ def names() -> list[str]:
     return ["startup", *WORKLOADS]
 
 
-def run_one(
-    engine: ModuleType, name: str, cores: int, scale: float, conf: dict[str, str]
-) -> dict[str, float]:
+def run_one(engine_name: str, name: str, cores: int, scale: float, conf: dict[str, str]) -> dict[str, float]:
     """One workload in this process, which must be a fresh one."""
     if name == "startup":
-        return startup(engine, cores, conf)
+        return startup(engine_name, cores, conf)
     function, _ = WORKLOADS[name]
     sizes: dict[str, Any] = sizes_at(name, scale)
     if "text_bytes" in sizes:
         sizes["path"] = os.environ["BENCH_TEXT"]
-    sc = connect(engine, cores, conf)
+    sc = connect(importlib.import_module(engine_name), cores, conf)
     warm_up(sc, cores)
     meter = Meter()
     function(sc, meter, **sizes)
