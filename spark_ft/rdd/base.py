@@ -131,6 +131,20 @@ class RDDBase(Generic[T]):
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise PySparkRuntimeError(errorClass="RDD_TRANSFORM_ONLY_VALID_ON_DRIVER", messageParameters={})
 
+    def getResourceProfile(self) -> None:
+        """None: tasks ask for nothing but a slot."""
+        return None
+
+    def _is_barrier(self) -> bool:
+        return False
+
+    def _reserialize(self, serializer: Any = None) -> RDD[T]:
+        """Programs that choose PySpark's serializers go on working; records are not stored as such."""
+        return self._self()
+
+    def _pickled(self) -> RDD[T]:
+        return self._self()
+
     def toDebugString(self) -> bytes:
         """The lineage, one node a line, indented by one step at each shuffle."""
         lines: list[str] = []
@@ -213,11 +227,19 @@ class RDDBase(Generic[T]):
 
     def _after_job(self) -> None:
         """Write the marked points that a job has just gone through, parents first."""
-        if self.ctx.checkpoint_marks:
-            for point in _points_above(self._node):
-                if point in self.ctx.checkpoint_marks:
-                    self.ctx.checkpoint_marks.discard(point)
-                    self.ctx.write_checkpoint(point)
+        marks = self.ctx.checkpoint_marks
+        if not marks:
+            return
+        for point in _points_above(self._node):
+            try:
+                marks.remove(point)
+            except KeyError:  # not marked, or another thread is at it
+                continue
+            try:
+                self.ctx.write_checkpoint(point)
+            except BaseException:
+                marks.add(point)  # the next job tries again
+                raise
 
     # --- For the mixins ---
 

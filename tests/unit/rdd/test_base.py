@@ -178,3 +178,19 @@ def test_a_local_checkpoint_is_kept_in_executors(sc):
     assert rdd.isLocallyCheckpointed()
     assert rdd.isCheckpointed()
     assert rdd.getStorageLevel() == StorageLevel.MEMORY_AND_DISK
+
+
+def test_a_checkpoint_that_could_not_be_written_is_tried_again_after_the_next_job():
+    class Full(InProcess):
+        def write_checkpoint(self, point):
+            raise OSError("disk full")
+
+    sc = Full(checkpoint_dir="/ckpt")
+    rdd = sc.parallelize([1])
+    rdd.checkpoint()
+    with pytest.raises(OSError, match="disk full"):
+        rdd.count()
+    assert not rdd.isCheckpointed()
+    sc.__class__ = InProcess
+    rdd.count()
+    assert rdd.isCheckpointed()
