@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import importlib
@@ -167,13 +168,16 @@ class Registry:
     def _copy(self, source: str, name: str, digest: str, unpack: bool) -> Path:
         target = self._folder / digest / name
         if not target.exists():
+            fresh = target.parent / f".{name}"  # whole or not at all
+            shutil.rmtree(fresh, ignore_errors=True)
             target.parent.mkdir(parents=True, exist_ok=True)
             if unpack:
-                shutil.unpack_archive(source, target, filter="data")
+                _unpack(source, fresh)
             elif os.path.isdir(source):
-                shutil.copytree(source, target)
+                shutil.copytree(source, fresh)
             else:
-                shutil.copy2(source, target)
+                shutil.copy2(source, fresh)
+            fresh.rename(target)
         return target
 
     def close(self) -> None:
@@ -183,6 +187,15 @@ class Registry:
                 sys.path.remove(place)
         if SparkFiles._root == self.root:
             SparkFiles._root = None
+
+
+def _unpack(archive: str, target: Path) -> None:
+    """A zip or tar, with nothing in it landing outside of ``target``."""
+    if tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as tar:
+            tar.extractall(target, filter="data")
+    else:
+        shutil.unpack_archive(archive, target)
 
 
 def _digest(path: str) -> str:
@@ -252,7 +265,9 @@ def _own_root(folder: Path) -> Path:
         root = folder / f"executor-{os.getpid()}"
         root.mkdir(exist_ok=True)
         return root
-    return Path(tempfile.mkdtemp(prefix="spark-ft-files-"))
+    root = Path(tempfile.mkdtemp(prefix="spark-ft-files-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return root
 
 
 def _source(root: Path, entry: Mapping[str, Any], env: FilesEnv) -> str:

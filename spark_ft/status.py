@@ -33,7 +33,7 @@ class SparkStageInfo(NamedTuple):
 
 
 class SparkExecutorInfo(NamedTuple):
-    """Memory sizes in bytes."""
+    """An executor; its ports and sizes are not told here and stand at 0."""
 
     host: str
     port: int
@@ -69,7 +69,6 @@ class _Stage:
 class _Executor:
     host: str
     running: set[int] = field(default_factory=set)
-    memory_bytes: int = 0
 
 
 class StatusStore:
@@ -93,57 +92,50 @@ class StatusStore:
     # --- Notes ---
 
     def _job_start(self, f: Mapping[str, Any]) -> None:
-        job = int(f["job"])
-        self._jobs[job] = _Job(job, f.get("group"), [int(s) for s in f.get("stages", ())])
+        job = f["job"]
+        self._jobs[job] = _Job(job, f["group"], list(f["stages"]))
 
     def _job_end(self, f: Mapping[str, Any]) -> None:
-        job = self._jobs.get(int(f["job"]))
+        job = self._jobs.get(f["job"])
         if job is not None:
-            job.status = "FAILED" if _failed(f) else "SUCCEEDED"
+            job.status = "SUCCEEDED" if f["ok"] else "FAILED"
         self._forget(self._jobs, self._retained_jobs, lambda job: job.status != "RUNNING")
 
     def _stage_start(self, f: Mapping[str, Any]) -> None:
-        stage_id, attempt = int(f["stage"]), int(f.get("attempt", 0))
-        count = f.get("tasks", 0)
-        tasks = count if isinstance(count, int) else len(count)
-        stage = self._stages.get(stage_id)
+        stage = self._stages.get(f["stage"])
         if stage is None:
-            self._stages[stage_id] = _Stage(stage_id, str(f.get("name", "")), tasks, attempt)
+            self._stages[f["stage"]] = _Stage(f["stage"], f["name"], f["tasks"], f["attempt"])
         else:
-            stage.attempt, stage.tasks, stage.running = attempt, tasks, True
+            stage.attempt, stage.tasks, stage.running = f["attempt"], f["tasks"], True
             stage.completed.clear()
-        job = self._jobs.get(int(f["job"])) if f.get("job") is not None else None
-        if job is not None and stage_id not in job.stages:
-            job.stages.append(stage_id)
 
     def _stage_end(self, f: Mapping[str, Any]) -> None:
-        stage = self._stages.get(int(f["stage"]))
+        stage = self._stages.get(f["stage"])
         if stage is not None:
             stage.running = False
         self._forget(self._stages, self._retained_stages, lambda stage: not stage.running)
 
     def _task_start(self, f: Mapping[str, Any]) -> None:
-        if (stage := self._stages.get(int(f["stage"]))) is not None:
-            stage.active.add(int(f["task"]))
-        if (executor := self._executors.get(str(f.get("executor")))) is not None:
-            executor.running.add(int(f["task"]))
+        if (stage := self._stages.get(f["stage"])) is not None:
+            stage.active.add(f["task"])
+        if (executor := self._executors.get(f["executor"])) is not None:
+            executor.running.add(f["task"])
 
     def _task_end(self, f: Mapping[str, Any]) -> None:
-        if (stage := self._stages.get(int(f["stage"]))) is not None:
-            stage.active.discard(int(f["task"]))
-            if f.get("reason") == "Success":
-                stage.completed.add(int(f["partition"]))
-            elif f.get("reason") != "Killed":
+        if (stage := self._stages.get(f["stage"])) is not None:
+            stage.active.discard(f["task"])
+            if f["reason"] == "Success":
+                stage.completed.add(f["partition"])
+            elif f["reason"] != "Killed":
                 stage.failed += 1
-        if (executor := self._executors.get(str(f.get("executor")))) is not None:
-            executor.running.discard(int(f["task"]))
+        if (executor := self._executors.get(f["executor"])) is not None:
+            executor.running.discard(f["task"])
 
     def _executor_added(self, f: Mapping[str, Any]) -> None:
-        memory = int(f.get("memory_bytes", 0) or 0)
-        self._executors[str(f["executor"])] = _Executor(str(f.get("host", "")), memory_bytes=memory)
+        self._executors[f["executor"]] = _Executor(f["host"])
 
     def _executor_lost(self, f: Mapping[str, Any]) -> None:
-        self._executors.pop(str(f["executor"]), None)
+        self._executors.pop(f["executor"], None)
 
     @staticmethod
     def _forget(kept: dict[int, Any], limit: int, ended: Any) -> None:
@@ -183,17 +175,9 @@ class StatusStore:
     def executors(self) -> list[SparkExecutorInfo]:
         with self._lock:
             return [
-                SparkExecutorInfo(e.host, 0, 0, len(e.running), 0, 0, e.memory_bytes, 0)
+                SparkExecutorInfo(e.host, 0, 0, len(e.running), 0, 0, 0, 0)
                 for e in self._executors.values()
             ]
-
-
-def _failed(f: Mapping[str, Any]) -> bool:
-    """Does a job_end tell of a failure?"""
-    if "succeeded" in f:
-        return not f["succeeded"]
-    condition = f.get("condition") or f.get("failure") or f.get("error")
-    return bool(condition) or str(f.get("status", "SUCCEEDED")).upper() not in ("SUCCEEDED", "SUCCESS", "OK")
 
 
 _HANDLERS = {
