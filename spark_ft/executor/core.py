@@ -191,8 +191,8 @@ class ExecutorCore:
                 if generation not in known or known[generation].version < version:
                     known[generation] = message
                     self._give(now_s, out)
-            case KillTask(task, reason):
-                self._kill(task, reason, now_s, out)
+            case KillTask(task, reason, queued_only):
+                self._kill(task, reason, queued_only, now_s, out)
             case BeatAck(number):
                 self._acknowledged(number, now_s, out)
             case ExecutorWelcome(hosts):
@@ -245,9 +245,14 @@ class ExecutorCore:
             found.append(outputs)
         return tuple(found)
 
-    def _kill(self, task: TaskId, reason: str, now_s: float, out: list[Effect]) -> None:
+    def _kill(
+        self, task: TaskId, reason: str, queued_only: bool, now_s: float, out: list[Effect]
+    ) -> None:
         if self._held.pop(task, None) is not None:
             out.append(Send(self._driver, TaskUpdates(ended=(TaskEnd(task, Killed(reason)),))))
+        elif queued_only:
+            if task in self._given and task not in self._running and task not in self._kills:
+                out.append(InterruptTask(task, queued_only=True))  # the slot may have begun it by now: rule 4
         elif task in self._given and task not in self._kills:
             hard_at_s = now_s + self._settings.kill_grace_s
             self._kills[task] = _Kill(reason, hard_at_s, min(hard_at_s, now_s + INTERRUPT_INTERVAL_S))

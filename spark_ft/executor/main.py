@@ -119,7 +119,7 @@ class _Executor:
             RunTask: self._slots.put,
             LoadBlob: self._runner.load,
             Forget: self._runner.forget,
-            InterruptTask: lambda effect: self._slots.interrupt(effect.task, effect.hard),
+            InterruptTask: lambda effect: self._slots.interrupt(effect.task, effect.hard, effect.queued_only),
             LearnHosts: self._learn,
             Measure: self._measure,
             Note: _note,

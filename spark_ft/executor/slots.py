@@ -66,7 +66,7 @@ class Slots:
             self._queue.append(run)
             self._changed.notify()
 
-    def interrupt(self, task: TaskId, hard: bool) -> None:
+    def interrupt(self, task: TaskId, hard: bool = False, queued_only: bool = False) -> None:
         """See the effect InterruptTask.  An attempt that has ended meanwhile is left in peace."""
         with self._changed:
             for run in self._queue:
@@ -74,7 +74,7 @@ class Slots:
                     self._queue.remove(run)
                     self._post(SlotEnded(TaskEnd(task, Killed("killed before it began"))))
                     return
-            if task not in self._running:
+            if queued_only or task not in self._running:
                 return
             if hard:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -315,10 +315,12 @@ class RunTask:
 @dataclass(frozen=True, slots=True)
 class InterruptTask:
     """Break an attempt off: one that still waits in a slot's queue is taken out of it and ends as
-    Killed, a running one gets SIGINT; ``hard`` means SIGKILL to the whole process."""
+    Killed, a running one gets SIGINT; ``hard`` means SIGKILL to the whole process.  With
+    ``queued_only`` a running one goes on."""
 
     task: TaskId
     hard: bool = False
+    queued_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,6 +236,21 @@ def test_a_kill_of_an_unknown_or_ended_task_does_nothing() -> None:
     assert driven.tell(KillTask(TaskId(1), "x")) == []
 
 
+def test_a_recalled_task_is_asked_of_the_slots_once_and_goes_on_when_it_has_begun() -> None:
+    driven = Driven(driver_is_local=True)
+    driven.tell(launch(1, 2))
+    driven.tell(launch(3, blob=2))
+    driven.event(SlotStarted(TaskId(1)))
+    assert driven.tell(KillTask(TaskId(1), "idle", queued_only=True)) == []
+    recall = driven.tell(KillTask(TaskId(2), "idle", queued_only=True))
+    assert recall == [InterruptTask(TaskId(2), queued_only=True)]
+    held = driven.tell(KillTask(TaskId(3), "idle", queued_only=True))
+    assert updates(held) == [TaskUpdates(ended=(TaskEnd(TaskId(3), Killed("idle")),))]
+    assert not any(isinstance(e, InterruptTask) for e in driven.at(110.0))
+    success = TaskEnd(TaskId(1), Success())
+    assert updates(driven.event(SlotEnded(success))) == [TaskUpdates(ended=(success,))]
+
+
 # --- Lease, silence, fencing -------------------------------------------------------------------------
 
 

@@ -113,7 +113,8 @@ def test_an_interrupt_takes_a_waiting_attempt_out_of_the_queue(posted: Posted) -
 
     def script() -> None:
         assert posted.get(timeout=10) == SlotStarted(TaskId(0))
-        slots.interrupt(TaskId(2), hard=False)
+        slots.interrupt(TaskId(0), queued_only=True)  # it has begun: it goes on
+        slots.interrupt(TaskId(2), queued_only=True)
         killed = posted.get(timeout=10)
         assert (
             isinstance(killed, SlotEnded) and killed.end.task == 2 and isinstance(killed.end.reason, Killed)
