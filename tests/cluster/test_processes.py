@@ -414,17 +414,20 @@ def test_EX_15_a_task_is_broken_off_and_its_executor_goes_on(start: Callable[...
     assert app.run(executor, lambda i, rows: os.getpid()) == pid
 
 
-def test_EX_15_a_task_that_swallows_the_interrupt_costs_its_process(start: Callable[..., App]) -> None:
+def test_EX_15_a_task_that_swallows_the_interrupt_costs_its_process(
+    start: Callable[..., App], tmp_path: Path
+) -> None:
     app = start("local[1]", spark_ft_task_killGrace="300ms")
     (executor,) = app.up(1)
 
     def stubborn(index: int, rows: Iterator[Any]) -> None:
         while True:
             with contextlib.suppress(BaseException):
+                (tmp_path / "deaf").touch()
                 time.sleep(600)
 
     task = app.launch(executor, stubborn)
-    app.has_started(task)
+    wait_for((tmp_path / "deaf").exists, "the task to be deaf")
     begin_s = time.monotonic()
     app.send(executor, KillTask(task, "twin won"))
     assert app.exit_of(executor).signal == signal.SIGKILL
