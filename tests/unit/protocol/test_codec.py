@@ -115,7 +115,10 @@ def test_fields_too_many_at_the_end_are_ignored_at_every_level() -> None:
     assert codec.decode(raw("WorkerWelcome", 1)) == WorkerWelcome()
     launch = [4, 1, 0, False, [], "new"]
     assert codec.decode(raw("LaunchTasks", 1, 2, 0, [launch], [], None, {}, 1)) == LaunchTasks(
-        1, 2, 0, (Launch(4, 1, 0),)  # type: ignore[arg-type]
+        1,
+        2,
+        0,
+        (Launch(4, 1, 0),),  # type: ignore[arg-type]
     )
 
 
