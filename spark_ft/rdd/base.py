@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, MutableSet, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
-from spark_ft.errors import PySparkRuntimeError, UsageError
+from spark_ft.errors import ContextInTaskError, UsageError
 from spark_ft.ids import Fingerprint, NodeId, ShuffleId
 from spark_ft.lineage.dependency import ShuffleDependency
 from spark_ft.lineage.narrow import CheckpointPoint, Elementwise, MapPartitions
@@ -129,7 +129,7 @@ class RDDBase(Generic[T]):
         return f"{self._name or ''}{type(self._node).__name__}[{self.id()}]"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise PySparkRuntimeError(errorClass="RDD_TRANSFORM_ONLY_VALID_ON_DRIVER", messageParameters={})
+        raise ContextInTaskError(errorClass="RDD_TRANSFORM_ONLY_VALID_ON_DRIVER", messageParameters={})
 
     def getResourceProfile(self) -> None:
         """None: tasks ask for nothing but a slot."""
