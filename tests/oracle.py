@@ -369,6 +369,8 @@ class OracleRDD:
         return reduce(f, partials)
 
     def treeReduce(self, f: Callable[[Any, Any], Any], depth: int = 2) -> Any:
+        if not self._flat():
+            raise ValueError("Cannot reduce empty RDD.")
         return self.reduce(f)
 
     def fold(self, zeroValue: Any, op: Callable[[Any, Any], Any]) -> Any:

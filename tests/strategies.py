@@ -102,8 +102,8 @@ counts = st.integers(1, 5)
 class Drawer:
     """One draw of one program: knows the pool so far and offers the steps that are valid on it."""
 
-    def __init__(self, draw: Callable[..., Any]) -> None:
-        self.draw = draw
+    def __init__(self, draw: Callable[..., Any], dawdle_s: float = 0.0) -> None:
+        self.draw, self.dawdle_s = draw, dawdle_s
         self.context = OracleContext()
         self.program = Program()
 
@@ -122,13 +122,13 @@ class Drawer:
         return orders.pop() if len(orders) == 1 else "bag"
 
     def source(self) -> None:
-        n = self.draw(counts)
+        n, seconds = self.draw(counts), self.dawdle_s
         kind = self.draw(st.sampled_from(["numbers", "pairs", "pairs", "range"]))
         if kind == "range":
             size = self.draw(st.integers(0, 40))
             step = Step(
                 f"sc.parallelize(range({size}), {n})",
-                lambda sc, _: sc.parallelize(range(size), n),
+                lambda sc, _: dawdling(sc.parallelize(range(size), n), seconds),
                 False,
                 "exact",
             )
@@ -136,7 +136,7 @@ class Drawer:
             items = self.draw(st.lists(pairs if kind == "pairs" else numbers, max_size=30))
             step = Step(
                 f"sc.parallelize({items!r}, {n})",
-                lambda sc, _: sc.parallelize(items, n),
+                lambda sc, _: dawdling(sc.parallelize(items, n), seconds),
                 kind == "pairs",
                 "exact",
             )
@@ -556,6 +556,20 @@ class Drawer:
         self.program.actions.append(Action(f"r{i}.{name}", lambda pool: run(pool[i]), name in bags))
 
 
+def dawdling(rdd: Any, seconds: float) -> Any:
+    """The same records, but each partition takes its time (not on the oracle)."""
+    if not seconds or isinstance(rdd, OracleRDD):
+        return rdd
+
+    def wait(items: Any) -> Any:
+        import time
+
+        time.sleep(seconds)
+        return items
+
+    return rdd.mapPartitions(wait)
+
+
 def mix_by_value() -> Callable[[tuple[Any, Any]], int]:
     """``mix`` as a function that travels by value: tasks need not import this module."""
     return lambda pair: (1000 if pair[0] is None else pair[0]) * 3 + (2000 if pair[1] is None else pair[1])
@@ -565,9 +579,14 @@ STEPS = sorted(name.removeprefix("step_") for name in dir(Drawer) if name.starts
 
 
 @st.composite
-def programs(draw: Callable[..., Any], steps_max: int = 9, actions_max: int = 3) -> Program:
-    """A program of one to three sources, up to ``steps_max`` steps and a few actions."""
-    drawer = Drawer(draw)
+def programs(
+    draw: Callable[..., Any], steps_max: int = 9, actions_max: int = 3, dawdle_s: float = 0.0
+) -> Program:
+    """A program of one to three sources, up to ``steps_max`` steps and a few actions.
+
+    With ``dawdle_s`` each partition of a source takes so long, so that kills meet running tasks.
+    """
+    drawer = Drawer(draw, dawdle_s)
     for _ in range(draw(st.integers(1, 3))):
         drawer.source()
     for _ in range(draw(st.integers(1, steps_max))):

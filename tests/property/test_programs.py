@@ -43,11 +43,12 @@ def hunted(
     killer.join()
     running.stop()
     shutil.rmtree(scratch, ignore_errors=True)
+    print(len(killer.killed), "executors killed")
     assert killer.killed, "no executor was killed: nothing is shown"
 
 
-@settings(max_examples=300 if SIM else 15, suppress_health_check=list(HealthCheck))
-@given(program=programs(steps_max=6, actions_max=2))
+@settings(max_examples=300 if SIM else 25, suppress_health_check=list(HealthCheck))
+@given(program=programs(steps_max=6, actions_max=2, dawdle_s=0.05))
 def test_EX_5_a_random_program_gives_them_while_executors_are_killed(
     hunted: tuple[faultlib.Running, faultlib.RandomKiller], program: Program
 ) -> None:
