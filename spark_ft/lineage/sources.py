@@ -26,7 +26,7 @@ from spark_ft.protocol.messages import BlockRef
 _READ_BYTES = 64 << 10  # of text: lines and what they are made into then stay in the cache
 _INLINE_BYTES = 64 << 10  # a collection smaller than this travels inside its node
 _BATCH_ROWS = 1024
-_BATCH_BYTES = 1 << 20
+_BATCH_BYTES = 128 << 10  # larger ones pickle more slowly: the table of what was met outgrows the cache
 _BOM = b"\xef\xbb\xbf"
 
 PutBlock = Callable[[str, bytes, Iterable[bytes]], BlockRef]
@@ -128,7 +128,7 @@ def slice_range(data: range, count: int) -> list[range]:
 
 
 def _batches(records: Sequence[Any], start: int, end: int) -> Iterator[bytes]:
-    """Encode records[start:end] in batches of about 1 MiB."""
+    """Encode records[start:end] in batches of about 128 KiB."""
     size = _BATCH_ROWS
     while start < end:
         try:

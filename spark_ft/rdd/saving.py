@@ -33,7 +33,7 @@ T = TypeVar("T")
 _TEMPORARY = "_temporary"
 _LINES = 8192  # joined at a time
 _ROWS = 1024  # in a batch of a pickle file, unless that gets too large
-_BATCH_BYTES = 1 << 20
+_BATCH_BYTES = 128 << 10
 
 Writer = Callable[[BinaryIO, Iterator[Any]], None]
 RunJob = Callable[[Callable[[int, Iterator[Any]], str]], list[str]]
@@ -163,7 +163,7 @@ def write_text(file: BinaryIO, records: Iterator[Any]) -> None:
 
 
 def write_batches(file: BinaryIO, records: Iterator[Any]) -> None:
-    """Batches of about 1 MiB; their bounds depend on the records alone."""
+    """Batches of about 128 KiB; their bounds depend on the records alone."""
     size = _ROWS
     while batch := list(islice(records, size)):
         data = rows.encode(batch)
