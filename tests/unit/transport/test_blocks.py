@@ -415,7 +415,7 @@ def test_servers_and_clients_leave_no_descriptor_thread_or_file(tmp_path: Path):
     for _ in range(30):
         live_and_end()
     assert open_fds() <= fds
-    assert len(os.listdir("/proc/self/task")) <= tasks
+    until(lambda: len(os.listdir("/proc/self/task")) <= tasks)  # a joined thread may still be ending
     assert os.listdir(tmp_path) == []
 
 

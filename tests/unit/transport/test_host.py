@@ -498,7 +498,7 @@ def test_a_hundred_hosts_made_and_stopped_leave_no_descriptor_thread_or_file(tmp
     for _ in range(50):
         live_and_end()
     assert open_fds() <= fds
-    assert len(os.listdir("/proc/self/task")) <= tasks
+    until(lambda: len(os.listdir("/proc/self/task")) <= tasks)  # a joined thread may still be ending
     assert os.listdir(tmp_path) == []
 
 
