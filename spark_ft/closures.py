@@ -212,6 +212,8 @@ def _attributes(obj: Any) -> list[tuple[str, Any]]:
         for name in getattr(cls, "__slots__", ()):
             names[name] = None
     names.update(dict.fromkeys(getattr(obj, "__dict__", {})))
+    if isinstance(obj, Node) and obj.op is not None:
+        return [(f"the function given to {obj.op[0]}", obj.op[1])]
     skipped = {"dependencies", "__weakref__", "__dict__"}
     return [(n, getattr(obj, n)) for n in names if n not in skipped and hasattr(obj, n)]
 

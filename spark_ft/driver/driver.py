@@ -19,6 +19,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,10 @@ class Driver:
         self.event_log_path = log_dir / name
         self._roots: dict[HostId, Path] = {DRIVER_HOST: self.scratch / "driver"}
         self._reader = StoreReader(self._roots)
-        self._server = BlockServer(self.cluster.endpoint("driver-data"), self._token, serve(self._reader, DRIVER_HOST))
-        self._core = SchedulerCore(settings, self.me, self.app_id)
+        data_endpoint = self.cluster.endpoint("driver-data")
+        self._server = BlockServer(data_endpoint, self._token, serve(self._reader, DRIVER_HOST))
+        own = replace(settings, max_failures=self.cluster.max_failures)  # the master may say
+        self._core = SchedulerCore(own, self.me, self.app_id)
         self._host = Host(
             self._core,
             self.me,
@@ -129,7 +132,8 @@ class Driver:
             self._server.start()
             self._hosts[DRIVER_HOST] = self._server.endpoint
             self._core.learn_hosts({DRIVER_HOST: self._server.endpoint})
-            self._note("application_start", {"app": self.app_id, "name": settings.app_name, "pid": os.getpid()})
+            about = {"app": self.app_id, "name": settings.app_name, "pid": os.getpid()}
+            self._note("application_start", about)
             self.cluster.start(self._host, self.me, self.app_id, self._token, self.scratch)
             self._thread = threading.Thread(target=self._host.run, name="spark-ft-driver", daemon=True)
             self._thread.start()

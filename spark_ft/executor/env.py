@@ -21,14 +21,15 @@ from spark_ft.ids import Generation, HostId, Incarnation, ShuffleId
 from spark_ft.lineage.dependency import Aggregator, ShuffleDependency
 from spark_ft.lineage.node import Replayable
 from spark_ft.protocol.messages import BlockRef, FetchFailed, MapOutputs
-from spark_ft.settings import Settings
 from spark_ft.rows import Batch
+from spark_ft.settings import Settings
 from spark_ft.shuffle import grouping, merge
 from spark_ft.shuffle.reader import ShuffleReader
 from spark_ft.shuffle.spill import in_batches
 from spark_ft.storage.blocks import StoreReader, StoreWriter, pack_block
 from spark_ft.storage.memory import MemoryStore
 from spark_ft.transport.blocks import BlockClient, RemoteFetch
+
 
 class ProcessEnv:
     """One executor's stores and memory.  Opened on first use, never before a fork."""
@@ -117,8 +118,8 @@ class Env:
         if dependency.group:
             return grouping.group(pairs, self._budget, self._spill_dir)
         if dependency.ordering is not None:
-            ordering = dependency.ordering
-            return merge.sort(pairs, _record_key(ordering.key), not ordering.ascending, self._budget, self._spill_dir)
+            key, reverse = _record_key(dependency.ordering.key), not dependency.ordering.ascending
+            return merge.sort(pairs, key, reverse, self._budget, self._spill_dir)
         return itertools.chain.from_iterable(pairs)
 
     def cogroup(self, sides: Sequence[Iterator[Any]]) -> Iterator[tuple[Any, tuple[Replayable, ...]]]:

@@ -19,13 +19,12 @@ import signal
 import sys
 import threading
 import traceback
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from spark_ft import failpoints
+from spark_ft import closures, failpoints
 from spark_ft.clock import BootClock, cpu_s
 from spark_ft.executor.core import ExecutorCore
 from spark_ft.executor.slots import Slots
@@ -74,7 +73,7 @@ def run(spec: Mapping[str, Any], fds: Sequence[int]) -> int:
 
 def _become_plain_python() -> None:
     """User code finds an empty ``__main__``, no arguments, and prints that appear line by line."""
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    closures.install_main()
     sys.argv = [""]
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):

@@ -27,7 +27,7 @@ from spark_ft.clock import perf_s
 from spark_ft.errors import BlockCorrupt, FetchError, InputChanged, StorageError, StoreFull
 from spark_ft.executor.env import Env, ProcessEnv, block_failed
 from spark_ft.ids import BlobId, HostId, Incarnation, NodeId
-from spark_ft.lineage.dependency import NarrowDependency, OneToOne
+from spark_ft.lineage.dependency import NarrowDependency
 from spark_ft.lineage.narrow import fuse
 from spark_ft.lineage.node import Node
 from spark_ft.protocol.effects import Forget, LearnHosts, LoadBlob, RunTask
@@ -196,7 +196,7 @@ class TaskRunner:
         except (interrupts.TaskKilled, MemoryError):
             raise
         except BaseException as error:  # the user's own __reduce__ may raise anything
-            raise _Unpicklable(f"{type(error).__name__}: {error}") from error
+            raise _UnpicklableError(f"{type(error).__name__}: {error}") from error
         if len(payload) <= self._settings.inline_result_bytes:
             return InlineResult(payload)
         view = memoryview(payload)
@@ -206,7 +206,7 @@ class TaskRunner:
         return StoredResult(ref)
 
 
-class _Unpicklable(Exception):
+class _UnpicklableError(Exception):
     """A task's answer cannot be pickled: another attempt would fare no better."""
 
 
@@ -322,7 +322,10 @@ def _is_persisted(node: Node) -> bool:
     return node.storage.useMemory or node.storage.useDisk
 
 
-def _plan(target: Node, partition: int, held: Callable[[Node, int], Callable[[], Iterator[Any]] | None]) -> list[_Step]:
+_Held = Callable[[Node, int], Callable[[], Iterator[Any]] | None]
+
+
+def _plan(target: Node, partition: int, held: _Held) -> list[_Step]:
     """The steps that build ``target``'s partition, inputs first.  Linear in distinct (node, partition)."""
     steps: dict[tuple[NodeId, int], _Step] = {}
     order: list[_Step] = []
@@ -409,7 +412,7 @@ def _reason(error: BaseException) -> EndReason:
             return UserError(
                 type(error).__name__, _words(error), _trace(error), error.getCondition() or "", False
             )
-        case _Unpicklable():
+        case _UnpicklableError():
             text = f"the task's result cannot be pickled: {error}"
             return UserError("PicklingError", text, _trace(error), "RESULT_NOT_SERIALIZABLE", False)
         case SystemExit() | KeyboardInterrupt() | GeneratorExit():

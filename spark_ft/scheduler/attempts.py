@@ -76,6 +76,8 @@ class Attempts:
         self.queued.pop(attempt.task_id, None)
         self.killing.pop(attempt.task_id, None)
         self._executors.touch(executor)
+        if attempt.started_s is None:
+            attempt.stage.give_back(attempt.task.partition, attempt.number)
         self._turn.note(
             "task_end",
             task=attempt.task_id,

@@ -103,6 +103,11 @@ class Stage:
         self.numbers[partition] = number + 1
         return number
 
+    def give_back(self, partition: int, number: int) -> None:
+        """The attempt of this number never began: the next one may have its number, if it is the last."""
+        if self.numbers.get(partition) == number + 1:
+            self.numbers[partition] = number
+
     def lead(self) -> Job:
         """The job that has waited longest for this stage: its place in the queue and its properties."""
         return self.jobs[min(self.jobs)]
