@@ -67,7 +67,7 @@ def parse_master(settings: Settings) -> Layout:
             executors = max(1, count // slots)
             memory = settings.executor_memory_bytes
             if settings.driver_memory_bytes and "spark.executor.memory" not in settings.extra:
-                memory = max(MEMORY_MIN_BYTES, settings.driver_memory_bytes // executors)  # Spark's name for it
+                memory = max(MEMORY_MIN_BYTES, settings.driver_memory_bytes // executors)
             return Layout(1, executors, slots, memory, False, failures)
     cluster = re.fullmatch(r"local-cluster\[\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\]", master)
     if cluster:
