@@ -127,7 +127,7 @@ class App:
 
     def stop(self) -> None:
         self.cluster.stop()
-        self.host.stop()
+        self.host.stop(0.0)  # everybody it could still wait for is dead
         self.thread.join(5)
         self.cluster.remove_scratch()
 
