@@ -43,6 +43,7 @@ class SparkConf:
         self, loadDefaults: bool = True, _jvm: object = None, _jconf: object = None
     ) -> None:
         self._conf: dict[str, str] = {}
+        self._drawn_app_id = ""  # the id of a run that this conf was copied from: another run gets its own
         if loadDefaults:
             self._conf.update(_defaults_file())
             self._conf.update((k, v) for k, v in _system_properties.items() if k.startswith("spark."))
@@ -108,7 +109,17 @@ class SparkConf:
 
     def copy(self) -> SparkConf:
         """An equal conf that shares nothing with this one."""
-        return SparkConf(loadDefaults=False).setAll(self._conf.items())
+        made = SparkConf(loadDefaults=False).setAll(self._conf.items())
+        made._drawn_app_id = self._drawn_app_id
+        return made
+
+    def _without_drawn_app_id(self) -> SparkConf:
+        """A copy for a new context: an application id that nobody chose is not taken over."""
+        made = self.copy()
+        if made._drawn_app_id and made.get("spark.app.id") == made._drawn_app_id:
+            del made._conf["spark.app.id"]
+        made._drawn_app_id = ""
+        return made
 
     def asdict(self) -> Mapping[str, str]:
         return dict(self._conf)

@@ -30,7 +30,7 @@ from spark_ft.accumulators import Accumulator, AccumulatorParam
 from spark_ft.conf import SparkConf
 from spark_ft.driver.driver import Driver
 from spark_ft.driver.session import DESCRIPTION, GROUP, INTERRUPT, TAGS, DriverSession, callsite
-from spark_ft.errors import ContextInTaskError, JobError, PySparkRuntimeError
+from spark_ft.errors import ContextInTaskError, JobError, PySparkRuntimeError, SettingsError
 from spark_ft.lineage import sources
 from spark_ft.lineage.inputs import local_path
 from spark_ft.lineage.narrow import CheckpointPoint
@@ -96,7 +96,7 @@ class SparkContext(DriverSession):
         self._python_includes: list[str] = []
         with SparkContext._lock:
             _refuse_second(SparkContext._active_spark_context)
-            self._conf = (conf or SparkConf()).copy()
+            self._conf = (conf or SparkConf())._without_drawn_app_id()
             given = {"spark.master": master, "spark.app.name": appName, "spark.home": sparkHome}
             self._conf.setAll((key, value) for key, value in given.items() if value)
             for name, text in (environment or {}).items():
@@ -107,7 +107,10 @@ class SparkContext(DriverSession):
             self.environment = _executor_environment(self._conf)
             settings = Settings.from_conf(self._conf.asdict())
             _report_unknown(self._conf)
-            log.set_level(settings.log_level)
+            try:
+                log.set_level(settings.log_level)
+            except ValueError as error:
+                raise SettingsError(f"spark.log.level={settings.log_level!r}: {error}") from None
             self._status = StatusStore(
                 int(self._conf.get("spark.ui.retainedJobs", "1000")),
                 int(self._conf.get("spark.ui.retainedStages", "1000")),
@@ -126,7 +129,9 @@ class SparkContext(DriverSession):
 
     def _set_up(self, driver: Driver, py_files: Sequence[str]) -> None:
         """What needs the driver: facts of this run, and what the settings say is to be shipped."""
-        self._conf.set("spark.app.id", driver.app_id)
+        if not self._conf.contains("spark.app.id"):
+            self._conf.set("spark.app.id", driver.app_id)
+            self._conf._drawn_app_id = driver.app_id
         self._conf.set("spark.app.startTime", driver.start_ms)
         self._conf.setIfMissing("spark.executor.id", "driver")
         for path in (*_listed(self._conf, "spark.submit.pyFiles"), *py_files):
@@ -318,6 +323,10 @@ class SparkContext(DriverSession):
         """What ``saveAsPickleFile`` wrote, a partition for each part file."""
         self._live()
         return RDD(self, sources.PickleFile(self.new_node_id(), name))
+
+    def _checkpointFile(self, name: str, input_deserializer: Any = None) -> RDD[Any]:
+        """An RDD of what a checkpoint directory holds."""
+        return self.pickleFile(name)
 
     # --- Shared variables and files ---
 

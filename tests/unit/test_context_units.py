@@ -212,6 +212,22 @@ def test_facts(sc):
         sc.setLogLevel("LOUD")
 
 
+def test_an_application_id_that_was_drawn_is_not_taken_over_by_the_next_run(sc, start):
+    conf = sc.getConf()
+    sc.stop()
+    start(conf=conf)
+    assert FakeDriver.made[-1].settings.app_id == ""
+    SparkContext._active_spark_context.stop()
+    start(conf=conf.set("spark.app.id", "chosen"))
+    assert FakeDriver.made[-1].settings.app_id == "chosen"
+
+
+def test_UE_6_a_bad_log_level_is_refused_by_name(start):
+    with pytest.raises(SettingsError, match=r"spark\.log\.level='LOUD'"):
+        start("local", conf=SparkConf().set("spark.log.level", "loud"))
+    assert FakeDriver.made == ()
+
+
 # --- Sources and jobs ---
 
 
