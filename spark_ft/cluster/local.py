@@ -92,6 +92,7 @@ class _Process:
     interpreter: Interpreter
     started_s: float
     failed_starts: int = 0  # in a row, on this host
+    given_up: bool = False  # it has ended and nobody is put in its place
     unwatch: StopWatching | None = None
 
 
@@ -112,10 +113,13 @@ class LocalCluster:
         total = self.layout.workers * self.layout.executors
         self.expected_executors = min(wanted or total, total)
         self._settings = settings
-        self._environment = {
-            "OMP_NUM_THREADS": environment("OMP_NUM_THREADS", str(self.layout.slots)),
-            **executor_env,
-            "PYTHONHASHSEED": str(settings.hash_seed),
+        self._environments = {
+            "manager": {},  # it starts no executor: what the program says of their environment is not for it
+            "worker": {
+                "OMP_NUM_THREADS": environment("OMP_NUM_THREADS", str(self.layout.slots)),
+                **executor_env,
+                "PYTHONHASHSEED": str(settings.hash_seed),
+            },
         }
         self._clock = BootClock()
         self._lock = threading.Lock()
@@ -135,7 +139,7 @@ class LocalCluster:
             raise ClusterError(f"cannot start a process: {error}") from error
 
     def _launch(self, role: str, host: str) -> _Process:
-        interpreter = Interpreter(role, self._environment)
+        interpreter = Interpreter(role, self._environments[role])
         return _Process(host, new_incarnation(role), interpreter, self._clock.now_s())
 
     # --- Before the start ----------------------------------------------------------------------
@@ -243,8 +247,10 @@ class LocalCluster:
             short = self._clock.now_s() - process.started_s < SHORT_LIFE_S
             failed_starts = process.failed_starts + 1 if short else 0
             if failed_starts >= FAILED_STARTS_MAX:
-                text = f"worker {why}, {failed_starts} times in a row; its words are on this process's stderr"
-                self._host.post(Received(process.me, ExecutorsUnavailable(failed_starts, text)))
+                process.given_up = True
+                if all(worker.given_up for worker in self._workers):
+                    text = f"worker {why}; its words are on this process's stderr"
+                    self._host.post(Received(self._me, ExecutorsUnavailable(failed_starts, text)))
                 return
             successor = self._launch("worker", process.host)
             successor.failed_starts = failed_starts

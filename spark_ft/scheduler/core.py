@@ -239,11 +239,7 @@ class SchedulerCore:
             case ExecutorStopped(executor, stopped):
                 self.liveness.executor_stopped(executor, stopped)
             case ExecutorsUnavailable(tries, stderr):
-                worker = self.executors.workers.get(sender)
-                if worker is not None:
-                    worker.unavailable = tries, stderr
-                self.turn.note("executors_unavailable", worker=sender, tries=tries, stderr=stderr)
-                self.liveness.look_for_resources()
+                self.liveness.executors_unavailable(sender, tries, stderr)
             case AppRegistered(granted):
                 self.liveness.expected = sum(granted.values())
                 self.turn.note("app_registered", granted=dict(granted))

@@ -64,6 +64,7 @@ class Liveness:
         self._empty_since_s: float | None = None  # jobs wait and no executor is there
         self._warned = False
         self._refusal = ""  # why the last executor was refused
+        self._no_workers: tuple[int, str] | None = None  # (tries, stderr): none could be started at all
 
     # --- They come ---
 
@@ -81,6 +82,7 @@ class Liveness:
     def worker_hello(self, sender: Incarnation, hello: WorkerHello) -> None:
         worker = self._executors.worker(sender, hello.host, self._turn.now_s)
         worker.heard_s = self._turn.now_s
+        self._no_workers = None
         self._turn.send(sender, WorkerWelcome())
         if self._executors.addresses.get(hello.host) != hello.data_endpoint:
             self._turn.note("worker_added", worker=sender, host=hello.host, pid=hello.pid)
@@ -106,6 +108,17 @@ class Liveness:
                 "executor_added", executor=sender, host=hello.host, pid=hello.pid, slots=hello.slots
             )
         self._turn.send(sender, ExecutorWelcome(dict(self._executors.addresses)))
+
+    def executors_unavailable(self, sender: Incarnation, tries: int, stderr: str) -> None:
+        """A worker has given up starting executors; or, when that is nobody we know as a worker, the
+        cluster has given up starting workers."""
+        worker = self._executors.workers.get(sender)
+        if worker is not None:
+            worker.unavailable = tries, stderr
+        else:
+            self._no_workers = tries, stderr
+        self._turn.note("executors_unavailable", worker=sender, tries=tries, stderr=stderr)
+        self.look_for_resources()
 
     def _why_refused(self, hello: ExecutorHello) -> str:
         if hello.worker in self._executors.fenced:
@@ -260,8 +273,8 @@ class Liveness:
 
     def _crash_loop(self) -> JobFailure | None:
         """Every worker has given up starting executors (EX-12)."""
-        words = [worker.unavailable for worker in self._executors.workers.values()]
-        if not words or None in words:
+        words = [worker.unavailable for worker in self._executors.workers.values()] or [self._no_workers]
+        if None in words:
             return None
         tries, stderr = next(word for word in words if word is not None)
         return JobFailure("EXECUTOR_CRASH_LOOP", f"executors crashed at {tries} starts in a row:\n{stderr}")
