@@ -37,7 +37,7 @@ from spark_ft.shuffle.spill import (
 from spark_ft.shuffle.table import ROUND_ROWS, CombineTable, rounds
 from spark_ft.storage.blocks import OutputKey, OutputWriter, StoreWriter
 
-_key = itemgetter(0)
+_key, _value = itemgetter(0), itemgetter(1)
 _PLAIN_KEYS = {int, str, bytes, bool}  # portable_hash is hash for these; floats may be NaN
 _Accums = Callable[[], tuple[tuple[int, bytes], ...]]
 
@@ -108,7 +108,7 @@ class _Buckets:
     def take(self, batch: Sequence[Any]) -> None:
         """Place the pairs of one batch.  Raises TypeError for keys that cannot be hashed."""
         lists, count = self._lists, self._count
-        for record, place in zip(batch, self._place(list(map(_key, batch))), strict=True):
+        for record, place in zip(batch, self._place(list(map(_key, batch)))):  # noqa: B905 - a hot loop
             lists[place % count].append(record)
         self._raw_rows += len(batch)
         self._raw_bytes += estimate_bytes(batch)  # type: ignore[arg-type]  # any sequence will do
@@ -155,10 +155,13 @@ class _Buckets:
 def _encode_pairs(records: list[Any], compress: bool) -> bytes:
     """One batch of pairs; lists and other sequences of two become tuples, as in PySpark."""
     try:
-        keys, values = zip(*records, strict=True)
-    except (TypeError, ValueError):
+        keys, values = list(map(_key, records)), list(map(_value, records))
+        plain = sum(map(len, records)) == 2 * len(records)  # none has less, so each has two
+    except (TypeError, IndexError, KeyError):
+        plain = False
+    if not plain:
         pairs = [(key, value) for key, value in records]  # says what is wrong in the usual words
-        keys, values = zip(*pairs, strict=True)
+        keys, values = list(map(_key, pairs)), list(map(_value, pairs))
     return rows.encode_pairs(keys, values, compress)
 
 

@@ -5,7 +5,8 @@ What LMDB asks of us, and where it is kept:
 - One writer per environment: a store belongs to one process, which alone opens it for writing.
 - Never the same environment twice in one process (closing one would drop the other's locks): all
   opens go through a registry by inode.
-- Never after fork: the child drops every handle without closing it.
+- Never after fork: the child drops every handle without closing it, since closing would free its
+  parent's reader slots, and may not open the same environments again.
 - No transaction across user code, none held long: ``Segment`` has no method that hands one out;
   whatever is read is copied out or visited within one call.
 - A transaction is never torn by a task's kill: each runs inside ``interrupts.shielded``.
@@ -45,6 +46,7 @@ OPEN_SEGMENTS_MAX = 256  # for reading, in one process: each takes one or two fi
 _DATA, _LOCK, _CLOSED = "data.mdb", "lock.mdb", "closed"
 _META_MAGIC = 0xBEEFC0DE
 _MAP_BYTES_MAX = 1 << 46
+_SLACK_BYTES = 1 << 20  # of pages beside the values themselves
 _FULL_ERRNOS = ("No space left", "quota exceeded", "File too large")
 
 
@@ -176,7 +178,7 @@ class Segment:
 
     def _abandon(self) -> None:
         """In a forked child: the handle is the parent's, so keep it from ever being closed here."""
-        _abandoned.append(self._env)
+        _abandoned[self.inode] = self._env
         self._env = None
         self._lock = threading.RLock()
 
@@ -193,8 +195,10 @@ def _keys(txn: Any, prefix: bytes) -> Iterable[bytes]:
 def _translated(error: lmdb.Error, path: Path, needed_bytes: int) -> StorageError:
     """Our word for LMDB's: no space is the host's trouble, the rest is the store's."""
     text = str(error)
-    if any(sign in text for sign in _FULL_ERRNOS):
-        free_bytes = free_space(path)
+    free_bytes = free_space(path)
+    # LMDB calls a short write, which is what a disk that is getting full answers first, an I/O error.
+    short = "Input/output error" in text and free_bytes < needed_bytes + _SLACK_BYTES
+    if short or any(sign in text for sign in _FULL_ERRNOS):
         return StoreFull(f"{path}: {needed_bytes} bytes needed, {free_bytes} free", needed_bytes, free_bytes)
     return StorageError(f"{path}: {text}")
 
@@ -241,11 +245,11 @@ class _Registry:
 
 
 _registry = _Registry()
-_abandoned: list[lmdb.Environment | None] = []  # a forked child's inheritance, never touched
+_abandoned: dict[tuple[int, int], lmdb.Environment | None] = {}  # a forked child's inheritance
 
 
 def _after_fork_in_child() -> None:
-    """ST-12: the parent's environments are dead here; a child may open its own anew."""
+    """ST-12: the parent's environments are dead here, and stay so; others may be opened."""
     global _registry
     for segment in list(_registry.by_inode.values()):
         segment._abandon()
@@ -313,6 +317,8 @@ def open_segment(path: Path) -> Segment:
         if known is not None and known.is_open:
             _registry.by_path[str(path)] = known
             return known
+        if inode in _abandoned:
+            raise StorageError(f"{path} was opened by the process this one was forked from", "STORE_IN_USE")
         map_bytes = _checked_map_bytes(path)
         _registry.make_room()
         segment = Segment(path, _open_readonly(path, map_bytes), inode, writable=False)

@@ -1,0 +1,147 @@
+"""One reduce partition of every map output, in map order, or the evidence why not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spark_ft import rows
+from spark_ft.errors import FetchError
+from spark_ft.ids import Fingerprint, Generation, HostId, ShuffleId, TaskId
+from spark_ft.protocol.messages import MapOutputs
+from spark_ft.shuffle.reader import ShuffleReader
+from spark_ft.storage import layout, lmdb_env
+from spark_ft.storage.blocks import OutputKey, StoreReader, StoreWriter, serve
+from spark_ft.transport.blocks import RemoteFetch
+
+NEAR, FAR = HostId("near"), HostId("far")
+PRINT = Fingerprint(b"p" * 16)
+
+
+class DirectClient:
+    """Stands for a BlockClient: asks the other side's answers without a wire between."""
+
+    def __init__(self, readers: dict[HostId, StoreReader]) -> None:
+        self.readers = readers
+        self.failing: dict[int, str] = {}
+        self.pieces_of: Any = lambda pieces: pieces
+
+    def fetch(self, requests: Any) -> Any:
+        for index, (host, request) in enumerate(requests):
+            if index in self.failing:
+                raise RemoteFetch(index, self.failing[index], "as told")
+            for piece in self.pieces_of(serve(self.readers[host], host)(request)):
+                yield index, piece
+
+
+class World:
+    """Map outputs on two hosts, seen by a reducer on the near one."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.roots = {host: tmp_path / host for host in (NEAR, FAR)}
+        self.stores = {
+            host: StoreWriter(
+                root / "stores" / f"x-{host}", host, segment_bytes=8 << 20, transaction_bytes=1 << 20
+            )
+            for host, root in self.roots.items()
+        }
+        self.client = DirectClient({host: StoreReader({host: root}) for host, root in self.roots.items()})
+        self.reader = ShuffleReader(
+            StoreReader({NEAR: self.roots[NEAR]}),
+            lambda: self.client,
+            {NEAR},  # type: ignore[arg-type,return-value]
+        )
+
+    def put(self, host: HostId, map_index: int, generation: int = 1) -> Any:
+        key = self.key(map_index, generation)
+        output = self.stores[host].begin(ShuffleId(1), key, 2)
+        for part in range(3):
+            output.append(0, rows.encode_pairs([map_index], [part]), 1)
+        return output.commit()
+
+    def key(self, map_index: int, generation: int = 1) -> OutputKey:
+        return OutputKey(PRINT, Generation(generation), map_index, TaskId(map_index))
+
+    def read(self, *statuses: Any, index: int = 0) -> list[Any]:
+        outputs = MapOutputs(ShuffleId(1), Generation(1), 1, PRINT, tuple(statuses))
+        return [record for batch in self.reader.pairs(outputs, index) for record in batch]
+
+    def failure(self, *statuses: Any) -> Any:
+        with pytest.raises(FetchError) as caught:
+            self.read(*statuses)
+        return caught.value.failed
+
+
+@pytest.fixture
+def world(tmp_path: Path):
+    world = World(tmp_path)
+    yield world
+    for store in world.stores.values():
+        store.close()
+
+
+def test_records_come_in_map_order_wherever_they_are(world: World) -> None:
+    statuses = [world.put(host, i) for i, host in enumerate([FAR, NEAR, FAR, FAR, NEAR])]
+    expected = [(i, part) for i in range(5) for part in range(3)]
+    assert world.read(*statuses) == world.read(*reversed(statuses)) == expected
+    assert world.read(*statuses, index=1) == []
+
+
+@pytest.mark.parametrize("host", [NEAR, FAR])
+def test_BL_1_a_missing_output_names_itself_alone(world: World, host: HostId) -> None:
+    statuses = [world.put(host, i) for i in range(3)]
+    segment = lmdb_env.open_segment(layout.segment_path(world.stores[host].path, 0))
+    segment.write(delete_prefixes=[b"m" + world.key(1).pack()])
+    if host == FAR:  # its server would say so
+        world.client.failing = {1: "missing"}
+    failed = world.failure(*statuses)
+    assert (failed.map_index, failed.host, failed.evidence) == (1, host, "missing")
+    assert (failed.shuffle, failed.generation, failed.store) == (1, 1, f"x-{host}")
+
+
+def test_BL_3_a_corrupt_output_on_the_own_host_is_told_with_its_evidence(world: World) -> None:
+    statuses = [world.put(NEAR, i) for i in range(2)]
+    segment = lmdb_env.open_segment(layout.segment_path(world.stores[NEAR].path, 0))
+    (chunk,) = segment.keys(b"c" + world.key(1).pack())
+    value = bytearray(segment.get(chunk) or b"")
+    value[-1] ^= 1
+    segment.write([(chunk, bytes(value))])
+    failed = world.failure(*statuses)
+    assert (failed.map_index, failed.evidence) == (1, "corrupt")
+
+
+def test_BL_3_a_byte_that_flips_on_the_way_is_told_too(world: World) -> None:
+    status = world.put(FAR, 0)
+
+    def flipped(pieces: Any) -> Any:
+        head, *rest = pieces
+        yield head
+        for piece in rest:
+            yield piece[:-1] + bytes([piece[-1] ^ 1])
+
+    world.client.pieces_of = flipped
+    assert world.failure(status).evidence == "corrupt"
+
+
+@pytest.mark.parametrize("evidence", ["refused", "timeout", "incomplete", "expired"])
+def test_a_fetch_that_fails_names_the_output_that_was_asked_for(world: World, evidence: str) -> None:
+    statuses = [world.put(host, i) for i, host in enumerate([NEAR, FAR, NEAR, FAR])]
+    world.client.failing = {1: evidence}
+    failed = world.failure(*statuses)
+    assert (failed.map_index, failed.host, failed.evidence) == (3, FAR, evidence)
+
+
+def test_BL_15_an_output_dropped_on_purpose_is_expired_and_never_empty(world: World) -> None:
+    status = world.put(NEAR, 0)
+    world.stores[NEAR].drop([PRINT])
+    layout.mark_expired(world.roots[NEAR], [PRINT])
+    assert world.failure(status).evidence == "expired"
+
+
+def test_BL_5_outputs_of_another_generation_are_refused(world: World) -> None:
+    assert world.failure(world.put(NEAR, 0), world.put(NEAR, 1, generation=2)).map_index == 1
+
+
+def test_without_a_way_to_other_hosts_a_far_output_is_refused(world: World) -> None:
+    world.reader = ShuffleReader(StoreReader({NEAR: world.roots[NEAR]}), None, {NEAR})
+    assert world.failure(world.put(FAR, 0)).evidence == "refused"

@@ -1,0 +1,352 @@
+"""Map outputs and other blocks: whole or not at all, verified by the reader, dropped by segments."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spark_ft import failpoints, interrupts, rows
+from spark_ft.errors import BlockCorrupt, BlockExpired, BlockIncomplete, BlockMissing, StorageError, StoreFull
+from spark_ft.ids import Fingerprint, Generation, HostId, ShuffleId, TaskId
+from spark_ft.storage import layout, lmdb_env
+from spark_ft.storage.blocks import (
+    OutputKey,
+    StoreReader,
+    StoreWriter,
+    pack_block,
+    pack_slice,
+    receive_block,
+    receive_slice,
+    serve,
+)
+
+HOST = HostId("host")
+STORE = "executor-1"
+SHUFFLE = ShuffleId(7)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def store(root: Path):
+    store = make_store(root)
+    yield store
+    store.close()
+
+
+def make_store(root: Path, segment_bytes: int = 16 << 20, transaction_bytes: int = 1 << 20) -> StoreWriter:
+    return StoreWriter(
+        root / "stores" / STORE, HOST, segment_bytes=segment_bytes, transaction_bytes=transaction_bytes
+    )
+
+
+@pytest.fixture
+def reader(root: Path) -> StoreReader:
+    return StoreReader({HOST: root})
+
+
+def key(map_index: int = 0, generation: int = 1, name: bytes = b"f", attempt: int = 100) -> OutputKey:
+    return OutputKey(Fingerprint(name * 16), Generation(generation), map_index, TaskId(attempt + map_index))
+
+
+def put_output(store: StoreWriter, where: OutputKey, slices: list[list[list[object]]], accums=()):
+    """``slices``: for each reduce partition its batches."""
+    output = store.begin(SHUFFLE, where, len(slices))
+    for index, batches in enumerate(slices):
+        for batch in batches:
+            output.append(index, rows.encode(batch), len(batch))
+    return output.commit(accums)
+
+
+def read(reader: StoreReader, status, where: OutputKey, index: int) -> list[list[object]]:
+    buffers = reader.slice(status.host, status.store, status.segment, where, index)
+    return [list(batch) for buffer in buffers for batch in rows.iter_batches(buffer)]
+
+
+def test_each_reduce_partition_reads_its_own_batches_in_order(store, reader) -> None:
+    slices = [[[1, 2], [3]], [], [["x" * 100]], [[], [None]]]
+    status = put_output(store, key(3), slices, accums=((5, b"update"),))
+    assert [read(reader, status, key(3), index) for index in range(4)] == slices
+    assert (status.map_index, status.row_count, status.store, status.accums) == (
+        3,
+        5,
+        STORE,
+        ((5, b"update"),),
+    )
+
+
+def test_an_output_without_its_manifest_does_not_exist(store, reader) -> None:
+    output = store.begin(SHUFFLE, key(), 1)
+    output.append(0, rows.encode([1] * 1000), 1000)
+    output._chunks.flush()
+    with pytest.raises(BlockMissing):
+        reader.slice(HOST, STORE, 0, key(), 0)
+    assert reader.outputs(HOST, STORE) == []
+    status = output.commit()
+    assert reader.outputs(HOST, STORE) == [status]
+
+
+def test_empty_and_unknown_and_expired_are_three_answers(store, reader, root) -> None:
+    status = put_output(store, key(), [[], [[1]]])
+    assert read(reader, status, key(), 0) == []
+    for other in (key(1), key(generation=2), key(name=b"g")):
+        with pytest.raises(BlockMissing):
+            read(reader, status, other, 0)
+    with pytest.raises(BlockMissing):
+        read(reader, status, key(), 2)
+    store.drop([key().fingerprint])
+    layout.mark_expired(root, [key().fingerprint])
+    with pytest.raises(BlockExpired):
+        read(reader, status, key(), 0)
+
+
+def test_BL_20_a_batch_larger_than_many_chunks_comes_back_whole(store, reader) -> None:
+    big = os.urandom(5_300_000)
+    slices = [[[1]], [[2], [big], [3]], [[4]]]
+    status = put_output(store, key(), slices)
+    assert [read(reader, status, key(), index) for index in range(3)] == slices
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_batches_that_end_right_at_a_chunks_end_come_back(store, reader, extra: int) -> None:
+    size = store.chunk_bytes - len(rows.encode([b"x" * 100_000])) + 100_000 + extra
+    slices = [
+        [[b"a" * size]],
+        [[b"b"]],
+        [[b"c" * size], [b"d"]],
+        [[b"e" * (2 * store.chunk_bytes + size)]],
+        [[1]],
+    ]
+    status = put_output(store, key(), slices)
+    assert [read(reader, status, key(), index) for index in range(5)] == slices
+
+
+def test_ST_2_a_full_segment_is_closed_and_an_output_goes_on_in_the_next(root, reader) -> None:
+    store = make_store(root, segment_bytes=1 << 20, transaction_bytes=100_000)
+    batch = [os.urandom(50_000)]
+    slices = [[batch] * 10 for _ in range(6)]
+    status = put_output(store, key(), slices)
+    assert [read(reader, status, key(), index) for index in range(6)] == slices
+    numbers = layout.segment_numbers(store.path)
+    assert len(numbers) > 3
+    closed = [lmdb_env.is_closed(layout.segment_path(store.path, number)) for number in numbers]
+    assert closed == [True] * (len(numbers) - 1) + [False]
+    assert reader.outputs(HOST, STORE, deep=True) == [status]
+    store.drop([key().fingerprint])
+    assert layout.segment_numbers(store.path) == numbers[-1:]  # what stays is the active one
+    store.close()
+
+
+def test_a_value_that_fits_no_segment_is_store_full(root) -> None:
+    store = make_store(root, segment_bytes=64 << 10, transaction_bytes=32 << 10)
+    with pytest.raises(StoreFull):
+        store.put_block("rdd", b"x", [b"x" * (64 << 10)] * 1) and store.write(
+            b"r", [(b"r", b"x" * (1 << 20))]
+        )
+    store.close()
+
+
+def test_dropping_one_shuffle_leaves_its_neighbours_readable(store, reader) -> None:
+    kept = put_output(store, key(0, name=b"k"), [[[1]]])
+    gone = put_output(store, key(0, name=b"g"), [[[2]]])
+    store.drop([key(name=b"g").fingerprint])
+    assert read(reader, kept, key(0, name=b"k"), 0) == [[1]]
+    with pytest.raises(BlockMissing):
+        read(reader, gone, key(0, name=b"g"), 0)
+
+
+def test_space_of_dropped_outputs_is_used_again(store) -> None:
+    sizes = []
+    for i in range(12):
+        put_output(store, key(i), [[[os.urandom(1_000_000)]] for _ in range(3)])
+        store.drop([key().fingerprint])
+        sizes.append((layout.segment_path(store.path, 0) / "data.mdb").stat().st_size)
+    assert layout.segment_numbers(store.path) == [0]
+    assert sizes[-1] <= 2 * sizes[0]
+
+
+def test_an_aborted_output_gives_its_space_back(store, reader) -> None:
+    output = store.begin(SHUFFLE, key(), 1)
+    output.append(0, os.urandom(3_000_000), 1)
+    output.abort()
+    segment = lmdb_env.open_segment(layout.segment_path(store.path, 0))
+    assert segment.keys(b"c") == [] and reader.outputs(HOST, STORE) == []
+
+
+def test_other_blocks_come_back_and_are_dropped(store, reader) -> None:
+    pieces = [b"abc", b"", os.urandom(2_500_000)]
+    ref = store.put_block("broadcast", b"name", pieces)
+    again = store.put_block("broadcast", b"name", [b"other"])
+    empty = store.put_block("result", b"", [])
+    assert ref.key != again.key
+    assert b"".join(reader.block(ref)) == b"".join(pieces)
+    assert b"".join(reader.block(again)) == b"other" and b"".join(reader.block(empty)) == b""
+    store.drop_blocks([ref])
+    with pytest.raises(BlockMissing):
+        list(reader.block(ref))
+    assert b"".join(reader.block(again)) == b"other"
+
+
+def test_a_block_whose_chunks_fail_half_way_leaves_nothing(store, reader) -> None:
+    def chunks():
+        yield os.urandom(3_000_000)
+        raise ValueError("user code")
+
+    with pytest.raises(ValueError, match="user code"):
+        store.put_block("rdd", b"half", chunks())
+    segment = lmdb_env.open_segment(layout.segment_path(store.path, 0))
+    assert segment.keys(b"") == [lmdb_env.FORMAT_KEY]
+
+
+def test_a_block_is_not_taken_for_another(store, reader) -> None:
+    from dataclasses import replace
+
+    ref = store.put_block("rdd", b"one", [b"data"])
+    with pytest.raises(BlockCorrupt):
+        list(reader.block(replace(ref, checksum=ref.checksum ^ 1)))
+    with pytest.raises(BlockMissing):
+        list(reader.block(replace(ref, key=ref.key + b"x")))
+
+
+def test_BL_3_another_chunk_under_the_right_key_is_noticed(store, reader) -> None:
+    status = put_output(store, key(0), [[[1, 2, 3]]])
+    put_output(store, key(1), [[[4, 5, 6]]])
+    segment = lmdb_env.open_segment(layout.segment_path(store.path, 0))
+    mine, other = segment.keys(b"c")
+    segment.write([(mine, segment.get(other))])
+    with pytest.raises(BlockCorrupt, match="another one's"):
+        read(reader, status, key(0), 0)
+
+
+def test_BL_3_a_manifest_of_an_older_generation_under_the_new_key_is_noticed(store, reader) -> None:
+    old, new = key(generation=1), key(generation=2)
+    status = put_output(store, old, [[[1]]])
+    put_output(store, new, [[[1]]])
+    segment = lmdb_env.open_segment(layout.segment_path(store.path, 0))
+    segment.write([(b"m" + new.pack(), segment.get(b"m" + old.pack()))])
+    with pytest.raises(BlockCorrupt):
+        read(reader, status, new, 0)
+
+
+def test_BL_4_a_lost_row_is_incomplete_even_when_every_checksum_holds(store, reader) -> None:
+    output = store.begin(SHUFFLE, key(), 1)
+    output.append(0, rows.encode([1, 2]), 3)  # one record was dropped before writing
+    status = output.commit()
+    with pytest.raises(BlockIncomplete, match="2 of 3 rows"):
+        read(reader, status, key(), 0)
+
+
+def test_EX_4_after_a_kill_right_before_the_manifest_the_output_is_not_there(root, reader) -> None:
+    code = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from spark_ft import failpoints
+from tests.unit.storage.test_blocks import key, make_store, put_output
+store = make_store(Path(sys.argv[1]))
+put_output(store, key(0), [[[1]]])
+failpoints.arm("after_block_put_before_manifest=kill")
+put_output(store, key(1), [[[2]]])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(root), os.getcwd()], timeout=60)
+    assert done.returncode == -9
+    (status,) = reader.outputs(HOST, STORE, deep=True)
+    assert status.map_index == 0 and read(reader, status, key(0), 0) == [[1]]
+
+
+def test_a_failure_in_a_data_transaction_leaves_nothing(store, reader) -> None:
+    failpoints.arm("store.put=raise@2")
+    try:
+        with pytest.raises(failpoints.FailpointError):
+            store.put_block("rdd", b"x", [os.urandom(1_000_000)] * 3)
+    finally:
+        failpoints.arm("")
+    segment = lmdb_env.open_segment(layout.segment_path(store.path, 0))
+    assert segment.keys(b"d") == []
+
+
+def test_a_sealed_store_commits_nothing_more(store, reader, root) -> None:
+    from spark_ft.storage.gc import seal
+
+    put_output(store, key(0), [[[1]]])
+    output = store.begin(SHUFFLE, key(1), 1)
+    output.append(0, rows.encode([1]), 1)
+    seal(root, STORE)
+    listed = reader.outputs(HOST, STORE)
+    with pytest.raises(StorageError, match="STORE_SEALED"):
+        output.commit()
+    assert reader.outputs(HOST, STORE) == listed
+    with pytest.raises(StorageError, match="STORE_SEALED"):
+        store.put_block("rdd", b"x", [b"x"])
+
+
+def test_a_kill_that_comes_in_a_transaction_waits_for_its_end(store, reader) -> None:
+    """The signal's handler runs while chunks are written: the output is broken off between transactions."""
+    output = store.begin(SHUFFLE, key(), 1)
+    output.append(0, rows.encode([1]), 1)
+    real = lmdb_env.Segment.write
+
+    def killed_inside(self, *args, **kwargs):
+        interrupts.deliver()
+        real(self, *args, **kwargs)
+
+    with interrupts.armed():
+        lmdb_env.Segment.write = killed_inside  # type: ignore[method-assign]
+        try:
+            with pytest.raises(interrupts.TaskKilled):
+                output.commit()
+        finally:
+            lmdb_env.Segment.write = real  # type: ignore[method-assign]
+    output.abort()
+    status = put_output(store, key(1), [[[1]]])
+    assert reader.outputs(HOST, STORE) == [status]
+
+
+# --- Over the wire ---
+
+
+def test_a_served_slice_is_verified_and_equal(store, reader) -> None:
+    slices = [[[1], [2]], [], [[os.urandom(3_000_000)]]]
+    status = put_output(store, key(), slices)
+    for answer in (serve(reader, HOST), serve(reader)):
+        for index, expected in enumerate(slices):
+            pieces = list(answer(pack_slice(status.store, status.segment, key(), index)))
+            assert all(len(piece) <= layout.PIECE_BYTES for piece in pieces)
+            got = receive_slice(iter(pieces), key(), index)
+            assert [list(batch) for buffer in got for batch in rows.iter_batches(buffer)] == expected
+
+
+def test_an_answer_to_another_request_or_one_cut_short_is_corrupt(store, reader) -> None:
+    status = put_output(store, key(), [[[1], [2]], [[1], [2]]])
+    pieces = list(serve(reader)(pack_slice(status.store, status.segment, key(), 0)))
+    for bad, where in ((pieces, 1), (pieces[:1], 0), ([], 0), (pieces[1:], 0), ([*pieces, b"x"], 0)):
+        with pytest.raises(BlockCorrupt):
+            list(receive_slice(iter(bad), key(), where))
+    with pytest.raises(BlockCorrupt):
+        list(receive_slice(iter(pieces), key(1), 0))
+
+
+def test_a_served_block_is_verified_and_equal(store, reader) -> None:
+    ref = store.put_block("broadcast", b"n", [b"one", b"two"])
+    pieces = list(serve(reader)(pack_block(ref)))
+    assert receive_block(pieces, ref) == b"onetwo"
+    with pytest.raises(BlockCorrupt):
+        receive_block([b"onetwO"], ref)
+
+
+@pytest.mark.parametrize("request_", [b"", b"\xc1", b"\x93\x01\x02\x03", b"\x95\xa5slice\xa1x\x00\xa1k\x00"])
+def test_a_request_that_is_none_is_missing(reader, request_: bytes) -> None:
+    with pytest.raises(BlockMissing):
+        list(serve(reader, HOST)(request_))
+
+
+@pytest.mark.parametrize("name", ["../other", ".", "..", "a/b", "/etc"])
+def test_a_request_cannot_leave_the_stores(store, reader, name: str) -> None:
+    put_output(store, key(), [[[1]]])
+    with pytest.raises(BlockMissing):
+        list(serve(reader, HOST)(pack_slice(name, 0, key(), 0)))

@@ -1,0 +1,160 @@
+"""The environment behind a store: one opener, no use after fork, refusals instead of crashes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spark_ft.errors import BlockCorrupt, BlockMissing, StorageError, StoreFull
+from spark_ft.storage import lmdb_env
+from spark_ft.storage.lmdb_env import SegmentFull
+
+
+@pytest.fixture
+def segment(tmp_path: Path):
+    segment = lmdb_env.create_segment(tmp_path / "seg", 1 << 20, sync=False)
+    yield segment
+    segment.close()
+
+
+def reopened(segment: lmdb_env.Segment) -> lmdb_env.Segment:
+    segment.close()
+    return lmdb_env.open_segment(segment.path)
+
+
+def test_what_was_written_is_read_back_by_another_opener(segment) -> None:
+    segment.write([(b"a1", b"x"), (b"a2", b"y" * 5000), (b"b", b"z")])
+    reader = reopened(segment)
+    assert reader.get(b"a2") == b"y" * 5000 and reader.get(b"c") is None
+    assert reader.keys(b"a") == [b"a1", b"a2"]
+
+
+def test_ST_13_a_path_is_opened_once_in_a_process_whatever_it_is_called(segment, tmp_path: Path) -> None:
+    (tmp_path / "other").symlink_to(segment.path)
+    assert lmdb_env.open_segment(segment.path) is segment
+    assert lmdb_env.open_segment(tmp_path / "other") is segment
+
+
+def test_ST_2_a_transaction_that_does_not_fit_leaves_nothing_behind(segment) -> None:
+    with pytest.raises(SegmentFull):
+        segment.write([(b"k%d" % i, b"x" * 100_000) for i in range(20)])
+    assert segment.keys(b"k") == []
+    segment.write([(b"k", b"small")])
+    assert segment.get(b"k") == b"small"
+
+
+def test_ST_9_a_truncated_file_is_refused_before_it_is_mapped(segment) -> None:
+    segment.write([(b"k", b"x" * 50_000)])
+    segment.close()
+    data = segment.path / "data.mdb"
+    whole = data.read_bytes()
+    for size in (0, 100, 4096, 8192, len(whole) - 4096):
+        data.write_bytes(whole[:size])
+        with pytest.raises(BlockCorrupt):
+            lmdb_env.open_segment(segment.path)
+
+
+def test_a_segment_of_another_format_is_refused_by_name(segment) -> None:
+    segment.write([(lmdb_env.FORMAT_KEY, b"spark_ft store 999")])
+    with pytest.raises(StorageError, match=r"STORE_FORMAT.*999"):
+        reopened(segment)
+
+
+def test_a_missing_segment_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(BlockMissing):
+        lmdb_env.open_segment(tmp_path / "nothing")
+
+
+def test_ST_11_a_store_without_its_lock_file_is_still_readable(segment) -> None:
+    segment.write([(b"k", b"v")])
+    (segment.path / "lock.mdb").unlink()
+    assert reopened(segment).get(b"k") == b"v"
+
+
+def test_ST_12_a_fork_child_cannot_use_and_not_harm_what_its_parent_has_open(segment) -> None:
+    segment.write([(b"k", b"v")])
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for use in (lambda: segment.get(b"k"), lambda: lmdb_env.open_segment(segment.path)):
+            try:
+                use()
+            except StorageError:
+                refused += 1
+        segment.close()
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    segment.write([(b"k2", b"v2")])
+    assert segment.get(b"k2") == b"v2"
+
+
+def test_a_reader_of_an_unlinked_file_is_closed_by_the_sweep(segment) -> None:
+    reader = reopened(segment)
+    lmdb_env.sweep()
+    assert reader.is_open
+    (segment.path / "data.mdb").unlink()
+    lmdb_env.sweep()
+    assert not reader.is_open
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+STALE_READER = """
+import os, sys
+from pathlib import Path
+from spark_ft.storage import lmdb_env
+lmdb_env.open_segment(Path(sys.argv[1])).read(lambda get: os.kill(os.getpid(), 9))
+"""
+
+
+def test_ST_5_slots_of_killed_readers_are_freed(segment) -> None:
+    assert run_python(STALE_READER, str(segment.path)).returncode == -9
+    assert segment.reader_check() == 1
+    assert segment.reader_check() == 0
+
+
+FILL = """
+import sys
+from pathlib import Path
+from spark_ft.errors import StoreFull
+from spark_ft.storage import lmdb_env
+root = Path(sys.argv[1])
+segment = lmdb_env.create_segment(root / "seg", 64 << 20, sync=False)
+(root / "ballast").write_bytes(b"x" * (3 << 20))
+segment.write([(b"before", b"x" * 1000)])
+try:
+    for i in range(20):
+        segment.write([(b"k%02d" % i, b"x" * (1 << 20))])
+except StoreFull as full:
+    print("full", full.needed_bytes, full.free_bytes < 2 << 20)
+(root / "ballast").unlink()
+segment.write([(b"after", b"y" * (1 << 20))])
+print(segment.get(b"before") == b"x" * 1000, len(segment.get(b"after")))
+"""
+
+
+def test_ST_1_no_room_on_the_disk_is_store_full_and_the_store_goes_on_when_there_is(tmp_path: Path) -> None:
+    mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=8m none "$1" && shift && exec "$@"', "sh"]
+    try:
+        allowed = subprocess.run([*mount, str(tmp_path), "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    if not allowed:
+        pytest.skip("mounting a small file system takes privileges")
+    done = subprocess.run(
+        [*mount, str(tmp_path), sys.executable, "-c", FILL, str(tmp_path)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["full 1048576 True", "True 1048576"], done.stderr
+
+
+def test_store_full_tells_what_was_needed_and_what_is_free() -> None:
+    full = lmdb_env.os_error(OSError(28, "No space left on device"), Path("/tmp/x"), 77)
+    assert isinstance(full, StoreFull)
+    assert full.needed_bytes == 77 and full.free_bytes > 0
