@@ -430,6 +430,8 @@ class Host:
             self.dropped["socket"] += 1
             return
         peer.heard_s = now_s
+        if 0 < header.seq <= peer.link.received:
+            self.dropped["repeated"] += 1  # the link has delivered it before (NET-2)
         bodies = peer.link.receive(header.seq, header.ack, header.body, now_s)
         self._dirty[sender] = peer
         for body in bodies:
