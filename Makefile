@@ -76,8 +76,9 @@ bench: $(STAMP) $(RIVALOK)  ## every workload on spark_ft and on PySpark (needs 
 	$(BIN)/python tests/bench/run.py --rival-python $(RIVAL)/bin/python --runs $(RUNS) --scale $(SCALE) \
 	    $(if $(ONLY),--only $(ONLY),)
 
-docs: $(STAMP)  ## check the documentation: links resolve, tables agree with the code, examples run
-	$(PYTEST) -q tests/unit/test_docs.py tests/unit/test_protocol_doc.py
+docs: $(STAMP)  ## bring the tables of tests up to date, then check the documentation
+	$(BIN)/python tests/unit/test_docs.py
+	$(PYTEST) -q tests/unit/test_docs.py tests/unit/protocol/test_protocol_doc.py
 
 clean:  ## remove what the targets above have made
 	rm -rf $(VENV) $(RIVAL) .cache .hypothesis .pytest_cache build dist *.egg-info spark_ft.egg-info
