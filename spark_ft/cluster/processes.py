@@ -52,6 +52,7 @@ STATUS_UNCAUGHT = 1
 
 _PR_SET_CHILD_SUBREAPER = 36
 _REQUEST_MAX = 192 << 10  # of one spawn request; a unix datagram's default limit is a little above
+_WARM_TIMEOUT_S = 5.0  # it forks in milliseconds; one that has just been started needs a second
 _EVENTS = os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG
 _ENDED = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
 _BOOT = (
@@ -322,6 +323,7 @@ class _Pending:
     on_spawned: Callable[[int], None]
     on_end: Callable[[int, int, str], None]
     on_stopped: Callable[[bool], None]
+    asked_s: float
 
 
 class Children:
@@ -343,6 +345,7 @@ class Children:
         _become_subreaper()
         self._lifeline, self._lifeline_end = os.pipe()
         self._warm, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._warm.settimeout(_WARM_TIMEOUT_S)
         self._warm_pid = os.fork()
         if self._warm_pid == 0:
             os.setsid()
@@ -378,7 +381,7 @@ class Children:
         """Ask for a process that runs entry ``kind``.  ``on_end`` gets (status, signal, why): ``why``
         is set when there never was a process."""
         self._number += 1
-        self._pending[self._number] = _Pending(on_spawned, on_end, on_stopped)
+        self._pending[self._number] = _Pending(on_spawned, on_end, on_stopped, self._clock.now_s())
         request = json.dumps({"number": self._number, "kind": kind, "spec": dict(spec), "stderr": stderr})
         try:
             socket.send_fds(self._warm, [request.encode()], list(fds))
@@ -389,6 +392,14 @@ class Children:
         """To a child that is not reaped yet, and its group; nothing otherwise."""
         if pid in self._live:
             _signal_group(pid, number)
+
+    def check_warm(self) -> None:
+        """Kill a warm process that leaves a request unanswered: it is stopped, or stuck.  To be called
+        now and then; its end is noticed, and its successor started, like that of any other."""
+        oldest_s = min((pending.asked_s for pending in self._pending.values()), default=self._clock.now_s())
+        if self._clock.now_s() - oldest_s > _WARM_TIMEOUT_S:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._warm_pid, signal.SIGKILL)
 
     def close(self, grace_s: float = 0.2) -> None:
         """End everything: SIGTERM, then SIGKILL to whatever descends from us; waits at most
@@ -473,6 +484,7 @@ class Children:
             self._unwatch(self._warm.fileno())
         self._warm.close()
         self._warm, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._warm.settimeout(_WARM_TIMEOUT_S)
         process = subprocess.Popen(
             [sys.executable, "-c", _BOOT, f"warm:{theirs.fileno()}:{self._lifeline}", json.dumps(sys.path)],
             pass_fds=(theirs.fileno(), self._lifeline),

@@ -17,6 +17,7 @@ notice its worker's end (it was stopped) is found and ended by whoever cleans up
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -48,17 +49,27 @@ class Scratch:
         """A fresh directory of mode 0700 under ``local_dir`` (the system's temporary directory if
         empty).  Raises ClusterError where none can be made."""
         parent = Path(local_dir or tempfile.gettempdir())
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", app)[:64]
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            making = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))  # mode 0700
-            unique = making.name.removeprefix(_MAKING)
-            path = parent / f"{PREFIX}{re.sub(r'[^A-Za-z0-9._-]', '_', app)[:64]}-{unique}"
-            lock_fd = os.open(making / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(FileNotFoundError):  # collected before it was locked: once more
+                return cls._make(parent, name)
+            return cls._make(parent, name)
+        except OSError as error:
+            raise ClusterError(f"cannot make a scratch directory under {parent}: {error}") from error
+
+    @classmethod
+    def _make(cls, parent: Path, name: str) -> Scratch:
+        making = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))  # mode 0700
+        path = parent / f"{PREFIX}{name}-{making.name.removeprefix(_MAKING)}"
+        lock_fd = os.open(making / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
             fcntl.flock(lock_fd, fcntl.LOCK_SH)
             (making / "c").mkdir(mode=0o700)
             making.rename(path)
-        except OSError as error:
-            raise ClusterError(f"cannot make a scratch directory under {parent}: {error}") from error
+        except OSError:
+            os.close(lock_fd)
+            raise
         return cls(path, lock_fd)
 
     @classmethod
@@ -97,6 +108,8 @@ class Scratch:
 def _remove(path: Path) -> None:
     for run in path.glob("hosts/*/run"):
         kill_recorded(run)
+    if not path.is_dir():
+        return  # somebody was quicker
     # The lock goes last: while files are being deleted nobody can mistake the directory for a new one.
     for entry in path.iterdir():
         if entry.name != _LOCK:

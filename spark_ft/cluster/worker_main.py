@@ -295,6 +295,7 @@ class _Worker:
             stat = processes.process_stat(pid)
             rows.append((executor, stat.cpu_s if stat else 0.0, executor in self._stopped))
         self._host.post(ChildrenSeen(tuple(rows), shutil.disk_usage(self._root).free))
+        self._children.check_warm()
         now_s = self._clock.now_s()
         for pid, hangs_at_s in list(self._probes.items()):
             if now_s >= hangs_at_s:

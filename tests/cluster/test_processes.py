@@ -147,7 +147,8 @@ class App:
 
     def exit_of(self, executor: Incarnation) -> ExecutorExited:
         found = wait_for(
-            lambda: [m for m in self.puppet.all(ExecutorExited) if m.executor == executor], f"end of {executor}"
+            lambda: [m for m in self.puppet.all(ExecutorExited) if m.executor == executor],
+            f"end of {executor}",
         )
         assert len(found) == 1
         end: ExecutorExited = found[0]
@@ -173,7 +174,9 @@ class App:
 
     def end_of(self, task: TaskId) -> TaskEnd:
         def look() -> list[TaskEnd]:
-            return [end for update in self.puppet.all(TaskUpdates) for end in update.ended if end.task == task]
+            return [
+                end for update in self.puppet.all(TaskUpdates) for end in update.ended if end.task == task
+            ]
 
         found = wait_for(look, f"end of task {task}")
         assert len(found) == 1
@@ -257,7 +260,12 @@ def test_executors_share_one_hash_seed_and_see_the_environment_and_path_of_the_d
     for executor in app.up(2):
         seen, seed, path, main = app.run(
             executor,
-            lambda i, rows: (os.environ.get("SPARK_FT_TEST"), hash("text"), sys.path, dir(sys.modules["__main__"])),
+            lambda i, rows: (
+                os.environ.get("SPARK_FT_TEST"),
+                hash("text"),
+                sys.path,
+                dir(sys.modules["__main__"]),
+            ),
         )
         assert seen == "seen"
         assert path == [str(entry) or os.getcwd() for entry in sys.path]
@@ -309,7 +317,9 @@ def test_EX_1_the_death_of_an_executor_is_told_within_a_second(start: Callable[.
     assert (end.status, end.signal) == (0, signal.SIGKILL)
 
 
-def test_EX_6_when_all_executors_are_killed_all_are_back_within_two_seconds(start: Callable[..., App]) -> None:
+def test_EX_6_when_all_executors_are_killed_all_are_back_within_two_seconds(
+    start: Callable[..., App],
+) -> None:
     app = start("local[4]")
     old = app.up(4)
     for pid in old.values():
@@ -457,6 +467,17 @@ def test_the_warm_process_is_replaced_when_it_dies(start: Callable[..., App]) ->
     app.exit_of(executor)
     (successor,) = app.up(1)
     assert app.run(successor, lambda i, rows: sum(rows)) == 45
+
+
+@pytest.mark.slow
+def test_a_stopped_warm_process_is_replaced(start: Callable[..., App]) -> None:
+    app = start("local[1]")
+    ((executor, pid),) = app.up(1).items()
+    (warm,) = {child.pid for child in psutil.Process(app.worker_pid()).children()} - {pid}
+    os.kill(warm, signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    app.exit_of(executor)
+    wait_for(lambda: app.executors(), "an executor from the next warm process")
 
 
 @pytest.mark.parametrize("master", ["local[2]", "local-cluster[1,2,512]"])

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from spark_ft.cluster.worker import PAUSE_S, SIGKILL, SIGTERM, TERM_GRACE_S, WorkerCore
-from spark_ft.ids import AppId, HostId, Incarnation
+from spark_ft.ids import AppId, Fingerprint, HostId, Incarnation
 from spark_ft.protocol.effects import (
     ChildExited,
     ChildrenSeen,
@@ -312,7 +312,7 @@ def test_executors_and_stores_of_a_driver_that_is_gone_go_at_once(gone: Event) -
 def test_dropped_shuffles_are_dropped_from_the_stores() -> None:
     driven = Driven()
     driven.start(1)
-    assert driven.tell(DropShuffles((b"f" * 16,))) == [DropStores(fingerprints=(b"f" * 16,))]
+    assert driven.tell(DropShuffles((Fingerprint(b"f" * 16),))) == [DropStores(fingerprints=(b"f" * 16,))]
 
 
 def test_CM_1_a_manager_that_is_gone_disturbs_nothing_that_runs() -> None:

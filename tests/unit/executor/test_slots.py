@@ -175,6 +175,36 @@ def test_a_shield_is_left_before_the_interrupt_is_felt(posted: Posted) -> None:
     assert told == ["whole"]
 
 
+def test_cleaning_up_after_an_interrupt_is_not_broken_off_by_the_next(posted: Posted) -> None:
+    cleaning, go_on = threading.Event(), threading.Event()
+    told: list[str] = []
+
+    class Tidy(Runner):
+        def run(self, run: RunTask) -> TaskEnd:
+            try:
+                return super().run(run)
+            finally:
+                cleaning.set()
+                go_on.wait(10)
+                told.append("clean")
+
+    slots = Slots(Tidy(), posted.put)
+    slots.put(attempt(0))
+
+    def script() -> None:
+        while not cleaning.wait(0.02):
+            slots.interrupt(TaskId(0), hard=False)
+        for _ in range(5):
+            slots.interrupt(TaskId(0), hard=False)
+        go_on.set()
+        assert posted.get(timeout=10) == SlotStarted(TaskId(0))
+        assert posted.get(timeout=10) == SlotEnded(TaskEnd(TaskId(0), Killed("interrupted")), None)
+        slots.close()
+
+    drive(slots, threading.Thread(target=script))
+    assert told == ["clean"]
+
+
 def test_what_escapes_the_runner_ends_the_attempt_and_not_the_slot(posted: Posted) -> None:
     runner = Runner()
     slots = Slots(runner, posted.put)
