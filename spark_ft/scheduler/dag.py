@@ -112,9 +112,10 @@ class Dag:
             self.ordered = None
             if not stage.jobs:
                 self._retire(stage, failure is None, "its job has ended")
-        self._turn.out.append(FinishJob(job.id, failure))
         condition = failure.condition if failure else ""
+        # Noted first: whoever waits for the job finds it ended in the status when it wakes.
         self._turn.note("job_end", job=job.id, ok=failure is None, condition=condition)
+        self._turn.out.append(FinishJob(job.id, failure))
 
     def fail_stage(self, stage: Stage, failure: JobFailure) -> None:
         """The stage cannot be had: every job that needs it ends."""
