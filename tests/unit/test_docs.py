@@ -18,7 +18,7 @@ ROW = re.compile(r"^\| ([A-Z]+-\d+) \|")
 NONE_YET = "none yet"
 
 
-def tests_by_fault() -> dict[str, set[str]]:
+def files_by_fault() -> dict[str, set[str]]:
     """``EX-1`` -> files below tests/ with a test whose name begins with ``test_EX_1_``."""
     found: dict[str, set[str]] = defaultdict(set)
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
@@ -36,7 +36,7 @@ def rows() -> Iterator[tuple[str, str]]:
 
 
 def with_tests_named(text: str) -> str:
-    found = tests_by_fault()
+    found = files_by_fault()
     lines = []
     for line in text.splitlines():
         if match := ROW.match(line):
@@ -60,7 +60,7 @@ def test_files_that_are_named_exist(page: Path):
 
 
 def test_the_fault_model_names_only_tests_that_are_there():
-    found = tests_by_fault()
+    found = files_by_fault()
     for fault, cell in rows():
         named = set(re.findall(r"`([^`]+)`", cell))
         assert named <= found[fault], f"{fault} names {named - found[fault]}: run make docs"
