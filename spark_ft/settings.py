@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 
 from spark_ft.errors import SettingsError
+from spark_ft.records import record
 
 _TIME = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
@@ -66,7 +67,7 @@ def _key(key: str, default: object, read: object, why: str):  # type: ignore[no-
     return field(default=default, metadata={"key": key, "read": read, "why": why})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settings:
     """Every setting the engine knows; times in seconds, sizes in bytes.
 

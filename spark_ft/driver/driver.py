@@ -29,6 +29,7 @@ from spark_ft.cluster.local import LocalCluster
 from spark_ft.driver.eventlog import EventLog
 from spark_ft.driver.handle import JobHandle
 from spark_ft.errors import ClusterError, FetchError
+from spark_ft.executor.versions import versions
 from spark_ft.ids import (
     AppId,
     BlobId,
@@ -117,7 +118,7 @@ class Driver:
         data_endpoint = self.cluster.endpoint("driver-data")
         self._server = BlockServer(data_endpoint, self._token, serve(self._reader, DRIVER_HOST))
         own = replace(settings, max_failures=self.cluster.max_failures)  # the master may say
-        self._core = SchedulerCore(own, self.me, self.app_id)
+        self._core = SchedulerCore(own, self.me, self.app_id, versions())
         self._host = Host(
             self._core,
             self.me,
@@ -344,7 +345,7 @@ class Driver:
         if thread is not None:
             self._host.post(Stopping())
         self.cluster.stop()
-        self._host.stop()
+        self._host.stop(0.0)  # nobody is left to acknowledge anything
         if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
         for handle in list(self._jobs.values()):

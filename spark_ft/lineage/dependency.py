@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from spark_ft.ids import Fingerprint, ShuffleId
+from spark_ft.records import record
 
 if TYPE_CHECKING:
     from spark_ft.lineage.node import Node
     from spark_ft.lineage.partitioner import Partitioner
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OneToOne:
     """Partition p needs parent partition p."""
 
@@ -30,7 +31,7 @@ class OneToOne:
         return (partition,)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Span:
     """Partitions [start, start + count) need parent partitions [0, count); others need none (union)."""
 
@@ -42,7 +43,7 @@ class Span:
         return (index,) if 0 <= index < self.count else ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Groups:
     """Partition p needs the parent partitions listed at p (coalesce)."""
 
@@ -52,7 +53,7 @@ class Groups:
         return self.groups[partition]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Quotient:
     """Partition p needs parent partition p // divisor (left side of cartesian)."""
 
@@ -62,7 +63,7 @@ class Quotient:
         return (partition // self.divisor,)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Remainder:
     """Partition p needs parent partition p % divisor (right side of cartesian)."""
 
@@ -75,7 +76,7 @@ class Remainder:
 Mapping = OneToOne | Span | Groups | Quotient | Remainder
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NarrowDependency:
     """``parent``'s partitions that one partition needs, served in the same task."""
 
@@ -83,7 +84,7 @@ class NarrowDependency:
     mapping: Mapping = field(default_factory=OneToOne)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Aggregator:
     """How the values of one key become one combiner: the three functions of ``combineByKey``."""
 
@@ -92,7 +93,7 @@ class Aggregator:
     merge_combiners: Callable[[Any, Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KeyOrdering:
     """Records of a reduce partition are sorted by ``key(record[0])``; stable, also when descending."""
 

@@ -7,14 +7,15 @@ be simulated without running a line of user code.
 from __future__ import annotations
 
 from collections.abc import Mapping as MappingABC
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from spark_ft.ids import Fingerprint, HostId, NodeId, ShuffleId
 from spark_ft.lineage.dependency import Mapping, NarrowDependency, ShuffleDependency
 from spark_ft.lineage.node import Node
+from spark_ft.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NarrowShape:
     """One narrow dependency: partition p of the child needs ``mapping.parents(p)`` of ``parent``."""
 
@@ -22,7 +23,7 @@ class NarrowShape:
     mapping: Mapping
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NodeShape:
     """One node: narrow parents, shuffles it reads whole, and whether its partitions are persisted."""
 
@@ -35,7 +36,7 @@ class NodeShape:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ShuffleShape:
     """One shuffle: every partition of ``parent`` is a map task, ``reduce_count`` partitions read it."""
 
@@ -46,7 +47,7 @@ class ShuffleShape:
     fingerprint: Fingerprint
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LineageShape:
     """Everything reachable from ``target``, shuffles included."""
 

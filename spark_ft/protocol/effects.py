@@ -8,7 +8,7 @@ events in the same order give the same effects.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from spark_ft.ids import AppId, BlobId, Incarnation, JobId, NodeId, ShuffleId, StageId, TaskId
@@ -24,11 +24,12 @@ from spark_ft.protocol.messages import (
     StoredResult,
     TaskEnd,
 )
+from spark_ft.records import record
 
 # --- Events any core may get --------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Received:
     """A message from a peer, delivered by its link.  ``sender`` is the incarnation that the link
     is bound to, never an address."""
@@ -37,7 +38,7 @@ class Received:
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PeerGone:
     """The transport has lost a peer for good (its link was closed or nothing came for too long)."""
 
@@ -45,7 +46,7 @@ class PeerGone:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tick:
     """Time has passed: the core's ``wakeup_s()`` has come."""
 
@@ -53,7 +54,7 @@ class Tick:
 # --- Events of the SchedulerCore, from the driver's own threads ------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class JobSubmitted:
     """Run ``partitions`` of ``shape.target``.  ``blob`` holds the result stage's functions,
     ``shuffle_blobs`` those of every map stage in the shape.  ``max_failures`` is how many
@@ -71,7 +72,7 @@ class JobSubmitted:
     properties: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CancelJobs:
     """End jobs for good: ``job``, all of ``group``, all with ``tag``, or all when all three are None."""
 
@@ -81,7 +82,7 @@ class CancelJobs:
     reason: str = "cancelled"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Released:
     """The program no longer refers to these: shuffles and stage blobs of collected lineage,
     unpersisted nodes, broadcasts.  Jobs that still need them keep them until they end."""
@@ -92,14 +93,14 @@ class Released:
     broadcasts: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResourcesGranted:
     """The cluster manager promises (or takes back) executors: how many are to be expected."""
 
     expected: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResultLost:
     """A stored result could not be fetched by the driver: that task must run again (TK-11)."""
 
@@ -108,7 +109,7 @@ class ResultLost:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stopping:
     """The application ends: cancel every job, launch nothing more."""
 
@@ -116,7 +117,7 @@ class Stopping:
 # --- Events of the WorkerCore, from the worker's own process ---------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChildSpawned:
     """The process asked for by ``SpawnExecutor`` exists."""
 
@@ -124,7 +125,7 @@ class ChildSpawned:
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChildExited:
     """A child was reaped.  ``signal`` is 0 for a normal exit; ``outputs`` come from the probe of its
     store, ``stderr`` is the tail of what it wrote."""
@@ -137,7 +138,7 @@ class ChildExited:
     registered: bool = False  # a driver had welcomed it: its death is not a failed start
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChildStopped:
     """A child was stopped by a signal, or went on."""
 
@@ -145,7 +146,7 @@ class ChildStopped:
     stopped: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChildrenSeen:
     """Answers ``Measure`` in a worker: (executor, CPU seconds so far, stopped) of every live child, and
     what is free on the disk of the stores."""
@@ -157,14 +158,14 @@ class ChildrenSeen:
 # --- Events of the ExecutorCore, from the executor's own threads --------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SlotStarted:
     """A slot has begun to run an attempt."""
 
     task: TaskId
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SlotEnded:
     """A slot has ended an attempt, and begun ``started`` in the same turn when one was queued."""
 
@@ -172,7 +173,7 @@ class SlotEnded:
     started: TaskId | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Progress:
     """Answers ``Measure`` in an executor: records so far per running attempt, CPU seconds of the
     process, anonymous memory in bytes."""
@@ -193,7 +194,7 @@ Event = (
 # --- Effects ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Send:
     """Give a message to the link with ``to``."""
 
@@ -201,7 +202,7 @@ class Send:
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SendBlob:
     """Send the stage blob ``blob`` to an executor; the host holds the bytes."""
 
@@ -209,7 +210,7 @@ class SendBlob:
     blob: BlobId
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ClosePeer:
     """Forget the link with a peer.  With ``fence`` every later word of it is answered by Fenced."""
 
@@ -218,7 +219,7 @@ class ClosePeer:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Note:
     """Something worth knowing happened.  The host writes it to the event log; tests and
     simulations also count kinds as marks that a branch was reached."""
@@ -227,7 +228,7 @@ class Note:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeliverResult:
     """Partition ``partition`` of a job has its answer; at most once per (job, partition)."""
 
@@ -237,14 +238,14 @@ class DeliverResult:
     accums: tuple[tuple[int, bytes], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MergeAccums:
     """Apply a map task's accumulator updates; once per (shuffle output, partition)."""
 
     accums: tuple[tuple[int, bytes], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AttemptRecord:
     """One attempt of a task, for the error that a user sees."""
 
@@ -256,7 +257,7 @@ class AttemptRecord:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class JobFailure:
     """Why a job ended without an answer: a condition's name, what happened and every attempt."""
 
@@ -270,7 +271,7 @@ class JobFailure:
     attempts: tuple[AttemptRecord, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FinishJob:
     """The job's one terminal event; ``failure`` is None for success."""
 
@@ -278,7 +279,7 @@ class FinishJob:
     failure: JobFailure | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SpawnExecutor:
     """Start an executor process of this incarnation."""
 
@@ -286,7 +287,7 @@ class SpawnExecutor:
     assignment: AssignExecutors
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KillProcess:
     """Send a signal to a child (SIGTERM or SIGKILL by number)."""
 
@@ -294,7 +295,7 @@ class KillProcess:
     signal: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DropStores:
     """Delete what nothing needs: all stores of ``app``, or segments whose every output has one of
     ``fingerprints``."""
@@ -303,7 +304,7 @@ class DropStores:
     fingerprints: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunTask:
     """Put an attempt into a slot's queue."""
 
@@ -312,7 +313,7 @@ class RunTask:
     outputs: tuple[MapOutputs, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InterruptTask:
     """Break an attempt off: one that still waits in a slot's queue is taken out of it and ends as
     Killed, a running one gets SIGINT; ``hard`` means SIGKILL to the whole process.  With
@@ -323,7 +324,7 @@ class InterruptTask:
     queued_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LoadBlob:
     """Keep a stage's functions for the tasks to come."""
 
@@ -332,7 +333,7 @@ class LoadBlob:
     block: BlockRef | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Forget:
     """Drop cached nodes, blobs, broadcasts, shuffle locations from this process."""
 
@@ -342,14 +343,14 @@ class Forget:
     broadcasts: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LearnHosts:
     """Addresses of block servers."""
 
     hosts: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Exit:
     """End this process with ``status``."""
 
@@ -357,12 +358,12 @@ class Exit:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Measure:
     """Hand in a ``Progress`` (executor) or a ``ChildrenSeen`` (worker): a beat is due."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Connect:
     """Open a link to a peer that this core has been told of."""
 
@@ -370,7 +371,7 @@ class Connect:
     endpoint: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WatchProcess:
     """Tell by ``PeerGone`` as soon as this process of this machine has ended."""
 

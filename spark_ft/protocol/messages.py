@@ -12,7 +12,7 @@ scheduler ever decodes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from spark_ft.ids import (
     AppId,
@@ -25,11 +25,12 @@ from spark_ft.ids import (
     ShuffleId,
     TaskId,
 )
+from spark_ft.records import record
 
 # --- Parts that messages are made of ------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BlockRef:
     """Where the bytes of one block are: a key in a segment of a store that a host serves."""
 
@@ -41,7 +42,7 @@ class BlockRef:
     checksum: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MapStatus:
     """One committed map output: where its manifest is and what it holds.
 
@@ -63,7 +64,7 @@ class MapStatus:
     accums: tuple[tuple[int, bytes], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CachedBlock:
     """One partition of a persisted node as it is held: in the memory of the executor that says so
     (``block`` is None), or as a block on disk that the host serves whoever dies."""
@@ -74,21 +75,21 @@ class CachedBlock:
     block: BlockRef | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InlineResult:
     """A result task's answer, pickled, small enough (1 MiB) to travel in the message."""
 
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StoredResult:
     """A result task's answer, pickled, in chunks that lie in the executor's store."""
 
     block: BlockRef
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Success:
     """The task did all it had to: a map task has committed ``output``, a result task has ``result``."""
 
@@ -96,7 +97,7 @@ class Success:
     result: InlineResult | StoredResult | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UserError:
     """User code raised.  Blamed on the task.  ``retryable`` is False where another try is
     pointless by nature (the input changed); ``condition`` names such cases."""
@@ -108,7 +109,7 @@ class UserError:
     retryable: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NotLoadable:
     """The stage's functions could not be unpickled here (TK-9): deterministic after two executors."""
 
@@ -117,7 +118,7 @@ class NotLoadable:
     traceback: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FetchFailed:
     """A block that the task needs could not be read.  Never blamed on the task.
 
@@ -135,7 +136,7 @@ class FetchFailed:
     block: BlockRef | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HostError:
     """The host could not do its part (disk full, no file handles).  Blamed on the host."""
 
@@ -145,7 +146,7 @@ class HostError:
     free_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Killed:
     """The attempt was broken off because the driver said so."""
 
@@ -155,7 +156,7 @@ class Killed:
 EndReason = Success | UserError | NotLoadable | FetchFailed | HostError | Killed
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TaskEnd:
     """How one attempt ended, and what it left behind.  ``cached``/``dropped`` tell of persisted
     partitions that came into and went from this executor's memory while it ran."""
@@ -169,7 +170,7 @@ class TaskEnd:
     record_count: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Launch:
     """One attempt to run.  ``cached`` says which partitions of persisted nodes that the task
     meets are on disk, and where."""
@@ -181,7 +182,7 @@ class Launch:
     cached: tuple[CachedBlock, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ShuffleInput:
     """A parent shuffle at the generation and version of its map outputs that a task is to read."""
 
@@ -193,7 +194,7 @@ class ShuffleInput:
 # --- Executor to driver -------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExecutorHello:
     """First word of an executor.  Repeated until welcomed; a second one changes nothing."""
 
@@ -205,7 +206,7 @@ class ExecutorHello:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TaskUpdates:
     """Attempts that began and ended, in order.  Lost with its sender: then the worker's
     ExecutorExited and the stores' manifests tell what counts."""
@@ -214,14 +215,14 @@ class TaskUpdates:
     ended: tuple[TaskEnd, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BlobWanted:
     """The executor was told to run a stage whose functions it has not got; driver sends StageBlob."""
 
     blob: BlobId
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExecutorBeat:
     """Progress, every heartbeat interval: records so far per running attempt, CPU seconds of the
     process, memory in bytes.  A missing beat is not death: the worker tells of that."""
@@ -235,7 +236,7 @@ class ExecutorBeat:
 # --- Driver to executor -------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExecutorWelcome:
     """The driver counts on this executor from now on.  ``hosts`` maps each host to the address of
     its block server."""
@@ -243,14 +244,14 @@ class ExecutorWelcome:
     hosts: dict[HostId, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Hosts:
     """Block servers that came or moved since the welcome."""
 
     hosts: dict[HostId, str]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fenced:
     """The sender of this answer has given the receiver up: it must exit at once, and nothing it
     did since is used."""
@@ -258,7 +259,7 @@ class Fenced:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StageBlob:
     """A stage's functions, pickled once; sent before the first LaunchTasks that names it.  Large
     ones stand in the driver's store instead of ``payload``."""
@@ -268,7 +269,7 @@ class StageBlob:
     block: BlockRef | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MapOutputs:
     """Where the outputs of one shuffle are, for the tasks that read it; a later ``version``
     replaces an earlier one.  Sent before the LaunchTasks that names this version."""
@@ -280,7 +281,7 @@ class MapOutputs:
     statuses: tuple[MapStatus, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LaunchTasks:
     """Run these attempts, in order, as slots come free.  ``output`` is the shuffle that a map
     stage writes, at which generation; None for a result stage."""
@@ -294,7 +295,7 @@ class LaunchTasks:
     properties: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KillTask:
     """Break this attempt off (queued or running).  Answered by its TaskEnd(Killed) if it was known.
 
@@ -307,7 +308,7 @@ class KillTask:
     queued_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DropBlocks:
     """Forget persisted nodes, blobs, broadcasts and shuffles that nothing needs any more."""
 
@@ -317,7 +318,7 @@ class DropBlocks:
     broadcasts: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BeatAck:
     """Answers ExecutorBeat ``number``; the executor's lease counts from when it sent that beat."""
 
@@ -327,7 +328,7 @@ class BeatAck:
 # --- Worker to driver ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkerHello:
     """First word of a worker that holds executors for this driver."""
 
@@ -338,7 +339,7 @@ class WorkerHello:
     root: str  # directory of its stores, useful to processes on the same machine
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExecutorSpawned:
     """The worker started an executor process: from here on its death will be told."""
 
@@ -346,7 +347,7 @@ class ExecutorSpawned:
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExecutorExited:
     """An executor's process has ended and was reaped; ``outputs`` are the map outputs its store
     holds committed, found by a probe after its death, so that unreported ones are adopted (EX-4).
@@ -361,7 +362,7 @@ class ExecutorExited:
     outputs: tuple[MapStatus, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExecutorStopped:
     """The kernel told the worker that an executor was stopped (SIGSTOP) or goes on."""
 
@@ -369,7 +370,7 @@ class ExecutorStopped:
     stopped: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExecutorsUnavailable:
     """Executors on this host crash at every start; the worker has given up after ``tries`` (EX-12)."""
 
@@ -377,7 +378,7 @@ class ExecutorsUnavailable:
     stderr: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkerBeat:
     """The worker lives and vouches for its children: (executor, CPU seconds, stopped)."""
 
@@ -389,12 +390,12 @@ class WorkerBeat:
 # --- Driver to worker ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkerWelcome:
     """The driver knows this worker."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KillExecutor:
     """SIGKILL this executor (fenced, or deaf to KillTask); its successor is started as after any death."""
 
@@ -402,7 +403,7 @@ class KillExecutor:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DropShuffles:
     """These fingerprints are dead: their space may be given back, readers get ``expired``."""
 
@@ -412,7 +413,7 @@ class DropShuffles:
 # --- To a worker from whoever grants resources (manager, or the driver in local[n]) -----------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AssignExecutors:
     """Keep ``count`` executors of ``slots`` slots and ``memory_bytes`` alive for this driver; a later
     one for the same driver replaces it.  ``settings`` are the application's, for its executors."""
@@ -427,7 +428,7 @@ class AssignExecutors:
     settings: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReleaseApp:
     """The application has ended: end its executors, drop its stores, answer AppReleased."""
 
@@ -437,7 +438,7 @@ class ReleaseApp:
 # --- Worker to whoever grants resources ------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RegisterWorker:
     """A worker offers its cores and memory.  Repeated until answered."""
 
@@ -448,12 +449,12 @@ class RegisterWorker:
     memory_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkerRegistered:
     """Answer to RegisterWorker."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AppReleased:
     """Everything of this application is gone from this worker."""
 
@@ -464,7 +465,7 @@ class AppReleased:
 # --- Driver to manager and back ---------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RegisterApp:
     """An application asks for executors: ``executors`` of ``slots`` and ``memory_bytes`` each, at most.
     Idempotent by the driver's incarnation."""
@@ -479,7 +480,7 @@ class RegisterApp:
     settings: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AppRegistered:
     """What the application was granted so far: worker -> number of executors.  Sent again on change."""
 
@@ -487,7 +488,7 @@ class AppRegistered:
     hosts: dict[Incarnation, HostId] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkerLost:
     """The manager has lost a worker: with it go its executors (their stores too, if its host did)."""
 
@@ -495,14 +496,14 @@ class WorkerLost:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UnregisterApp:
     """The application ends; every worker releases it.  Answered by AppUnregistered."""
 
     app: AppId
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AppUnregistered:
     """All workers that could be reached have released the application."""
 
@@ -512,7 +513,7 @@ class AppUnregistered:
 # --- Anyone to anyone ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Goodbye:
     """The sender ends now and wants nothing more; its link may be forgotten."""
 

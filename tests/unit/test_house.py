@@ -26,7 +26,7 @@ LINES_MAX = 600
 # --- The tables ------------------------------------------------------------------------------
 
 FLOORS: dict[int, str] = {
-    0: "ids errors settings clock failpoints interrupts"
+    0: "ids errors settings clock failpoints records interrupts"
     " conf storagelevel statcounter resultiterable resource codecs",
     1: "lineage protocol closures rows log accumulators broadcast taskcontext files profiler serializers",
     2: "scheduler storage transport",
