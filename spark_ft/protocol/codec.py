@@ -30,7 +30,6 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
 from spark_ft.errors import LocalProtocolError, RemoteProtocolError
-from spark_ft.protocol import messages
 from spark_ft.protocol.messages import Message
 
 WIRE_VERSION = 1  # of the frame's header; a change of messages alone needs no new one
@@ -83,7 +82,9 @@ def split(body: bytes | memoryview, max_bytes: int = MAX_BYTES) -> tuple[Raw, ..
 def build(raw: Raw) -> Message:
     """Check one unpacked message and make the dataclass of it."""
     try:
-        message: Message = _decode_message(raw)
+        if type(raw) is not tuple or not raw or type(raw[0]) is not str or raw[0] not in _BY_TAG:
+            _bad("unknown tag of a message", raw)
+        message: Message = _decode_message[raw[0]](raw[1:])
     except RecursionError as error:
         raise RemoteProtocolError("a message nests too deep") from error
     return message
@@ -303,5 +304,23 @@ def _compile(source: str, names: dict[str, Any]) -> _Function:
     return typing.cast(_Function, names.pop(name))
 
 
-_encode_message = {cls: _encoder(cls, True) for cls in _MESSAGES}
-_decode_message = _union_decoder(_MESSAGES, messages.__name__.rpartition(".")[2])
+class _Encoders(dict[type, _Function]):
+    """Message class -> encoder, generated when the first message of that kind is sent: a process meets
+    a few kinds only, and generating all of them would take a tenth of its start."""
+
+    def __missing__(self, cls: type) -> _Function:
+        if cls not in _MESSAGES:
+            raise KeyError(cls)
+        return self.setdefault(cls, _encoder(cls, True))
+
+
+class _Decoders(dict[str, _Function]):
+    """Tag -> decoder of the fields, generated when the first message of that kind comes."""
+
+    def __missing__(self, tag: str) -> _Function:
+        return self.setdefault(tag, _class_decoder(_BY_TAG[tag]))
+
+
+_BY_TAG = {cls.__name__: cls for cls in _MESSAGES}
+_encode_message = _Encoders()
+_decode_message = _Decoders()
