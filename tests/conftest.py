@@ -41,6 +41,17 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 _APART = ("big", "chaos")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Start over under a fixed hash seed when there is none: only then does the driver, which is this
+    process, place keys where executors do, and a failure comes again."""
+    if "PYTHONHASHSEED" not in os.environ:
+        capture = config.pluginmanager.getplugin("capturemanager")
+        if capture is not None:
+            capture.stop_global_capturing()  # or all that is printed would go into its files
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"})
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     asked = config.getoption("-m") or ""
     left_out = [item for item in items if any(mark in item.keywords and mark not in asked for mark in _APART)]
