@@ -194,9 +194,11 @@ class Liveness:
         )  # fmt: skip
         self._executors.remove(executor)
         lost = self._blocks.drop_executor(executor.id)
-        for attempt in attempts:
-            self._attempts.free(attempt, "ExecutorLost", blame if attempt in begun else "system")
         committed = {output.attempt: output for output in outputs}
+        for attempt in attempts:
+            if attempt in begun or attempt.task_id in committed:
+                self._attempts.started(attempt)
+            self._attempts.free(attempt, "ExecutorLost", blame if attempt in begun else "system")
         rest = [
             a for a in attempts if a.task_id not in committed or not self._ends.adopt(a, committed[a.task_id])
         ]
@@ -263,10 +265,11 @@ class Liveness:
     def _no_resources(self, waited_s: float) -> str:
         asked = self._settings.executor_instances or self.expected
         wanted = "all executors there are" if not asked else f"{asked} executor(s)"
-        hosts = ", ".join(sorted(set(self._executors.hosts()))) or "none"
+        hosts = ", ".join(sorted(self._executors.hosts())) or "none"
+        workers = len(self._executors.workers)
         text = (
             f"no executor for {waited_s:.0f} s; asked for {wanted} of {self._settings.executor_cores} "
-            f"slot(s) and {self._settings.executor_memory_bytes >> 20} MiB; workers: {len(self._executors.workers)} "
+            f"slot(s) and {self._settings.executor_memory_bytes >> 20} MiB; workers: {workers} "
             f"(hosts: {hosts}); executors: 0"
         )
         return f"{text}; last refused: {self._refusal}" if self._refusal else text

@@ -68,6 +68,7 @@ class Recovery:
                 return False
             self._turn.note("output_replaced", shuffle=status.shuffle, map=status.map_index)
             self._restart_readers(status.shuffle)
+            self._taint({status.shuffle: None})
         outputs.register(status)
         outputs.sources.update(shuffle for shuffle, _ in attempt.reads)
         self._health.host_worked(status.host)
@@ -106,8 +107,7 @@ class Recovery:
                 if built not in spoilt:
                     spoilt[built] = None
                     work.append(built)
-        for job in [*self._dag.jobs.values(), *self._dag.held.values()]:
-            job.tainted = job.tainted or not job.sources.isdisjoint(spoilt)
+        self._taint(spoilt)
         for node in {node for shuffle in spoilt for node in self._blocks.built_from(shuffle)}:
             self._blocks.drop_node(node, forget=False)
             self._dag.mark_holders([node])
@@ -123,6 +123,11 @@ class Recovery:
                 "before the shuffle deterministic, or checkpoint their result."
             )
             self._dag.end_job(job, JobFailure("INDETERMINATE_OUTPUT_ROLLBACK", text, job.result.id))
+
+    def _taint(self, spoilt: Iterable[ShuffleId]) -> None:
+        """Results that were built from these are whole, but no other can be added to them any more."""
+        for job in [*self._dag.jobs.values(), *self._dag.held.values()]:
+            job.tainted = job.tainted or not job.sources.isdisjoint(spoilt)
 
     def _undo(self, shuffle: ShuffleId, cause: ShuffleId, map_index: int) -> None:
         outputs = self._outputs[shuffle]

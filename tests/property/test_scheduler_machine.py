@@ -1,0 +1,606 @@
+"""SchedulerCore under random histories: programs that grow, executors that come, die and lie low.
+
+The world beside the core knows the truth: which outputs and blocks exist and what they were computed
+from.  A task that is told to succeed does so only if all it needs can be read; else it reports what it
+met.  So beside ``check_invariants`` after every event these are checked:
+
+  * results of one job never mix two contents of one shuffle, however often data was lost, also
+    when the program is not deterministic (S6, S17, S18), and cached partitions count as read;
+  * each accumulator update is merged once (S20), each result delivered once (S1, S3, S4);
+  * when the faults stop and executors are there, every job ends and nothing is left (L1, S28).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from spark_ft.ids import BlobId, Generation, HostId, Incarnation, JobId, NodeId, ShuffleId
+from spark_ft.protocol.effects import PeerGone, Released, ResultLost, Send
+from spark_ft.protocol.messages import (
+    BlockRef,
+    CachedBlock,
+    DropBlocks,
+    EndReason,
+    ExecutorExited,
+    ExecutorStopped,
+    FetchFailed,
+    HostError,
+    InlineResult,
+    Killed,
+    KillTask,
+    MapStatus,
+    NotLoadable,
+    StoredResult,
+    Success,
+    TaskEnd,
+    TaskUpdates,
+    UserError,
+    WorkerLost,
+)
+from spark_ft.settings import environment
+from tests.builders import Launched, Lineage, Stand
+
+Content = dict[ShuffleId, tuple[int, ...]]  # the checksums that were read, by shuffle
+HOSTS = ("h0", "h1", "h2")
+# Errors that a job may well end with in a world like this one; whatever else is a bug.
+NAMED = {
+    "TASK_FAILED", "POISON_TASK", "JOB_CANCELLED", "SHUFFLE_DATA_LOST", "STORAGE_FULL", "CLOSURE_NOT_LOADABLE",
+    "INDETERMINATE_OUTPUT_ROLLBACK", "NO_RESOURCES", "RESULT_LOST", "STAGE_ABORTED", "BLOCK_LOST",
+}  # fmt: skip
+
+
+class World(Stand):
+    """Executors with memories and disks, as far as a scheduler could be wrong about them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(executors=0, hosts=0, **settings)
+        self.lineage = Lineage()
+        self.memory: dict[tuple[Incarnation, NodeId, int], Content] = {}
+        self.disk: dict[bytes, tuple[HostId, NodeId, Content]] = {}
+        self.lost: set[tuple[Any, ...]] = set()  # outputs that cannot be read any more
+        self.contents: dict[int, Content] = {}  # attempt -> what it read
+        self.chaos = 0  # the functions' results change when this does
+        self.reads: dict[JobId, dict[int, Content]] = {}
+        self.zombies: list[Launched] = []
+        self.last: list[tuple[Incarnation, TaskUpdates]] = []
+        self.job_of_blob: dict[BlobId, JobId] = {}
+        self.targets: dict[BlobId, NodeId] = {}
+        self.submitted: set[NodeId] = set()
+        self.floor = 0  # nodes of earlier programs are below
+        self.workers = 0
+
+    # --- The cluster ---
+
+    def fresh_worker(self, host: str) -> None:
+        self.workers += 1
+        self.add_worker(host, f"worker-{host}-{self.workers}")
+
+    def fresh_executor(self, host: str) -> None:
+        worker = self.worker_of(host)
+        if worker is not None:
+            self.add_executor(host, worker)
+
+    def worker_of(self, host: str) -> str | None:
+        ids = [w.id for w in self.core.executors.workers.values() if w.host == host]
+        return ids[-1] if ids else None
+
+    @property
+    def live(self) -> list[Incarnation]:
+        return list(self.core.executors.live)
+
+    def gone(self, executor: Incarnation) -> None:
+        """The process is no more, whatever the driver thinks."""
+        for task in [t for t in self.open.values() if t.executor == executor]:
+            self.zombies.append(self.open.pop(task.task))
+        for key in [k for k in self.memory if k[0] == executor]:
+            del self.memory[key]
+
+    def host_gone(self, host: str) -> None:
+        for key in [k for k, (where, _, _) in self.disk.items() if where == host]:
+            del self.disk[key]
+
+    def _sent(self, to: Incarnation, message: Any) -> None:
+        super()._sent(to, message)
+        if isinstance(message, DropBlocks):
+            for key in [k for k in self.memory if k[0] == to and k[1] in message.nodes]:
+                del self.memory[key]
+
+    def told_to_stop(self) -> list[Launched]:
+        kills = [(m.task, m.queued_only) for m in self.messages(KillTask)]
+        return [self.open[task] for task, _ in kills if task in self.open]
+
+    # --- Tasks ---
+
+    def committed(self, task: Launched, content: Content) -> MapStatus:
+        """The output that the attempt writes; its bytes follow from what it has read, and from chance."""
+        assert task.message.output is not None
+        self.contents[task.task] = content
+        shuffle = task.message.output.shuffle
+        checksum = zlib.crc32(repr((shuffle, task.partition, self.chaos, sorted(content.items()))).encode())
+        accums = ((1, f"m{shuffle}.{task.partition}".encode()),)
+        return self.status(task, checksum=checksum, accums=accums)
+
+    def output(
+        self, task: Launched, content: Content, cached: list[CachedBlock] | None, on_disk: bool
+    ) -> MapStatus | None:
+        return (
+            self.committed(task, content) if self._compute(task, content, cached, on_disk) is None else None
+        )
+
+    def finish(
+        self, task: Launched, cache: bool = False, on_disk: bool = False, stored: bool = False
+    ) -> None:
+        """The attempt runs to its end: a success if all that it needs can be read."""
+        content: Content = {}
+        cached: list[CachedBlock] = []
+        problem = self._compute(task, content, cached if cache else None, on_disk)
+        if problem is not None:
+            self.say(task, TaskEnd(task.task, problem))
+            return
+        if task.is_map:
+            output = self.committed(task, content)
+            self.say(task, TaskEnd(task.task, Success(output), output.accums, tuple(cached)))
+            return
+        job = self.job_of_blob[task.message.blob]
+        host, key_ = self.host_of[task.executor], b"result%d" % task.task
+        result = StoredResult(BlockRef(host, task.executor, 0, key_)) if stored else InlineResult(b"")
+        before = len(self.results[job])
+        accums = ((1, f"r{job}.{task.partition}".encode()),)
+        self.say(task, TaskEnd(task.task, Success(result=result), accums, tuple(cached)))
+        if len(self.results[job]) > before:
+            self.reads.setdefault(job, {})[task.partition] = content
+
+    def _compute(
+        self, task: Launched, content: Content, cached: list[CachedBlock] | None, on_disk: bool
+    ) -> FetchFailed | None:
+        """What the task reads, all told, into ``content``; or what it could not read."""
+        fresh: dict[tuple[NodeId, int], Content] = {}
+        try:
+            _join(content, self._content(task, (self._root(task), task.partition), {}, fresh))
+        except Unreadable as unreadable:
+            return unreadable.failed
+        for (node, partition), held in fresh.items() if cached is not None else ():
+            assert cached is not None
+            cached.append(self._keep(task, node, partition, held, on_disk))
+        return None
+
+    def _content(
+        self,
+        task: Launched,
+        key: tuple[NodeId, int],
+        known: dict[tuple[NodeId, int], Content],
+        fresh: dict[tuple[NodeId, int], Content],
+    ) -> Content:
+        """What one partition of one node is made of.  ``fresh`` collects persisted ones that were not held."""
+        if key in known:
+            return known[key]
+        content = known[key] = {}
+        node = self.lineage.nodes[key[0]]
+        if node.persisted and (held := self._held(task, key)) is not None:
+            content.update(held)
+            return content
+        for shuffle in node.shuffles:
+            _join(content, self._shuffle_content(task, shuffle))
+        for narrow in node.narrow:
+            for parent in narrow.mapping.parents(key[1]):
+                _join(content, self._content(task, (narrow.parent, parent), known, fresh))
+        if node.persisted:
+            fresh[key] = content
+        return content
+
+    def _held(self, task: Launched, key: tuple[NodeId, int]) -> Content | None:
+        if (task.executor, *key) in self.memory:
+            return self.memory[(task.executor, *key)]
+        for offered in task.launch.cached:
+            if (offered.node, offered.partition) == key:
+                assert offered.block is not None
+                if offered.block.key not in self.disk:
+                    raise Unreadable(_block_missing(offered.block))
+                return self.disk[offered.block.key][2]
+        return None
+
+    def _shuffle_content(self, task: Launched, shuffle: ShuffleId) -> Content:
+        read = next((read for read in task.message.inputs if read.shuffle == shuffle), None)
+        if read is None:
+            raise Unreadable(FetchFailed(shuffle, Generation(0), -1, HostId(""), "", "missing"))
+        statuses = self.told[task.executor][shuffle].statuses
+        content: Content = {shuffle: tuple(status.checksum for status in statuses)}
+        for status in statuses:
+            if (status.store, status.attempt) in self.lost or not self._host_is_there(status.host):
+                where = status.map_index, status.host, status.store
+                raise Unreadable(FetchFailed(shuffle, read.generation, *where, "missing"))
+            _join(content, self.contents[status.attempt])
+        return content
+
+    def _keep(
+        self, task: Launched, node: NodeId, partition: int, content: Content, on_disk: bool
+    ) -> CachedBlock:
+        if not on_disk:
+            self.memory[(task.executor, node, partition)] = content
+            return CachedBlock(node, partition, 1)
+        key, host = b"%d.%d.%d" % (node, partition, task.task), self.host_of[task.executor]
+        self.disk[key] = (host, node, content)
+        return CachedBlock(node, partition, 1, BlockRef(host, task.executor, 0, key))
+
+    def _root(self, task: Launched) -> NodeId:
+        if task.message.output is not None:
+            return self.lineage.shuffles[task.message.output.shuffle].parent
+        return self.targets[task.message.blob]
+
+    def _host_is_there(self, host: str) -> bool:
+        return self.worker_of(host) is not None
+
+    def say(self, task: Launched, end: TaskEnd) -> None:
+        self.open.pop(task.task, None)
+        message = TaskUpdates((task.task,), (end,))
+        self.last.append((task.executor, message))
+        self.tell(task.executor, message)
+
+
+class Unreadable(Exception):
+    """Something that a task needs cannot be read."""
+
+    def __init__(self, failed: FetchFailed) -> None:
+        super().__init__(failed.evidence)
+        self.failed = failed
+
+
+def _join(content: Content, other: Content) -> None:
+    """Everything under a task must be of one content: this is what a rollback is for."""
+    for shuffle, checksums in other.items():
+        assert content.setdefault(shuffle, checksums) == checksums, f"S6: two contents of shuffle {shuffle}"
+
+
+def _block_missing(block: BlockRef) -> FetchFailed:
+    return FetchFailed(ShuffleId(-1), Generation(0), -1, block.host, block.store, "missing", "", block)
+
+
+class History:
+    """One random history.  Every method of ``ACTIONS`` is one step; ``rng`` decides all that it leaves open."""
+
+    def __init__(self, rng: Random) -> None:
+        self.world = world = World(
+            scheduler_mode=rng.choice(["FIFO", "FAIR"]),
+            prefetch_tasks=rng.randrange(3),
+            locality_wait_s=rng.choice([0.0, 1.0]),
+            max_failures=rng.choice([1, 2, 4, 4]),
+            speculation=True,
+            speculation_min_finished=1,
+            speculation_quantile=0.5,
+            speculation_min_s=0.01,
+        )
+        for host in HOSTS[: rng.choice([1, 2, 2])]:
+            world.fresh_worker(host)
+            for _ in range(rng.randrange(3)):
+                world.fresh_executor(host)
+        for _ in range(rng.randrange(10)):
+            self.grow(rng)
+
+    def step(self, action: str, rng: Random) -> None:
+        getattr(self, action)(rng)
+
+    # --- The program ---
+
+    def grow(self, rng: Random) -> None:
+        lineage = self.world.lineage
+        kinds = ["source", "map", "zip", "union", "reduce", "reduce", "reduce", "join", "persist", "persist"]
+        kind, count = rng.choice(kinds), rng.randrange(1, 4)
+        nodes = self._nodes()
+        if not nodes:
+            kind = "source"
+        node = rng.choice(nodes[-6:]) if nodes else NodeId(0)
+        size = lineage.nodes[node].partition_count if nodes else 0
+        match kind:
+            case "source":
+                lineage.source(count, {0: (HostId("h0"),)} if rng.random() < 0.3 else None)
+            case "map":
+                lineage.map(node)
+            case "zip":
+                peers = [n for n in nodes[-6:] if lineage.nodes[n].partition_count == size]
+                lineage.zip(node, rng.choice(peers))
+            case "union" if size <= 4:
+                lineage.union(node, rng.choice(nodes[:3]))
+            case "reduce":
+                lineage.reduce(node, count)
+            case "join":
+                other = rng.choice(nodes[-6:])
+                lineage.read(lineage.shuffle(node, count), lineage.shuffle(other, count))
+            case "persist" if not self._used(node):
+                lineage.persist(node)
+
+    def _nodes(self) -> list[NodeId]:
+        """Nodes of the program that runs now."""
+        return [node for node in sorted(self.world.lineage.nodes) if node >= self.world.floor]
+
+    def _used(self, node: NodeId) -> bool:
+        """Marks of nodes that were submitted stay as they are: functions are pickled once."""
+        return node in self.world.submitted
+
+    def submit(self, rng: Random) -> None:
+        world = self.world
+        if not self._nodes() or len(world.core.dag.jobs) >= 4:
+            return
+        target = rng.choice(self._nodes()[-5:])
+        count = world.lineage.nodes[target].partition_count
+        chosen = None if rng.random() < 0.8 else sorted(rng.sample(range(count), rng.randrange(count + 1)))
+        job = JobId(world._jobs)
+        world.targets[BlobId(job)] = target
+        world.job_of_blob[BlobId(job)] = job
+        world.submitted.update(world.lineage.shape(target).nodes)
+        world.submit(world.lineage, target, chosen, pool=rng.choice("ab"))
+
+    def cancel(self, rng: Random) -> None:
+        if self.world.core.dag.jobs:
+            self.world.cancel(rng.choice(sorted(self.world.core.dag.jobs)))
+
+    def unpersist(self, rng: Random) -> None:
+        nodes = sorted(n for n, shape in self.world.lineage.nodes.items() if shape.persisted)
+        if nodes:
+            self.world.do(Released(nodes=(rng.choice(nodes),)))
+
+    def close_ended_jobs(self, rng: Random) -> None:
+        self.world.do(Released(blobs=tuple(BlobId(job) for job in self.world.finished)))
+
+    def release_the_program(self, rng: Random) -> None:
+        world = self.world
+        world.do(Released(tuple(world.lineage.shuffles), tuple(world.lineage.nodes)))
+        world.floor = len(world.lineage.nodes)
+
+    def result_is_lost(self, rng: Random) -> None:
+        world = self.world
+        stored = [
+            (job, partition)
+            for job in [*world.core.dag.jobs, *world.core.dag.held]
+            for partition, result in world.results[job].items()
+            if isinstance(result, StoredResult)
+        ]
+        if stored:
+            job, partition = rng.choice(sorted(stored))
+            world.finished.pop(job, None)
+            del world.results[job][partition]
+            world.do(ResultLost(job, partition, "gone"))
+            assert job in world.core.dag.jobs or job in world.finished
+
+    def functions_turn_out_random(self, rng: Random) -> None:
+        self.world.chaos += 1
+
+    # --- Tasks ---
+
+    def _task(self, rng: Random) -> Launched | None:
+        return rng.choice([task for _, task in sorted(self.world.open.items())]) if self.world.open else None
+
+    def task_starts(self, rng: Random) -> None:
+        if task := self._task(rng):
+            self.world.start(task)
+
+    def task_runs(self, rng: Random) -> None:
+        if task := self._task(rng):
+            self.world.finish(task, rng.random() < 0.7, rng.random() < 0.3, rng.random() < 0.5)
+
+    def some_tasks_run(self, rng: Random) -> None:
+        for _ in range(rng.randrange(1, 9)):
+            self.task_runs(rng)
+
+    def task_fails(self, rng: Random) -> None:
+        if task := self._task(rng):
+            kinds: list[EndReason] = [
+                UserError("ValueError", "no", "trace"),
+                UserError("ValueError", "no", "trace"),
+                UserError("ValueError", "no", "trace", retryable=False),
+                HostError("STORAGE_FULL", "disk full", 10, 1),
+                NotLoadable("ImportError", "no", "trace"),
+                Killed("by itself"),
+            ]
+            self.world.say(task, TaskEnd(task.task, rng.choice(kinds)))
+
+    def task_cannot_fetch(self, rng: Random) -> None:
+        task = self._task(rng)
+        if task is not None and task.message.inputs:
+            count = len(self.world.told[task.executor][task.message.inputs[0].shuffle].statuses)
+            if count:
+                evidence = rng.choice(["refused", "timeout", "corrupt", "missing"])
+                self.world.fetch_failed(task, rng.randrange(count), evidence)
+
+    def killed_tasks_stop(self, rng: Random) -> None:
+        for task in self.world.told_to_stop():
+            self.world.say(task, TaskEnd(task.task, Killed("told to")))
+
+    def an_output_rots(self, rng: Random) -> None:
+        statuses = [s for outputs in self.world.core.outputs for s in outputs.statuses if s is not None]
+        if statuses:
+            status = rng.choice(statuses)
+            self.world.lost.add((status.store, status.attempt))
+
+    def something_is_said_again(self, rng: Random) -> None:
+        if self.world.last:
+            sender, message = rng.choice(self.world.last[-8:])
+            before = {job: len(results) for job, results in self.world.results.items()}
+            self.world.tell(sender, message)
+            assert before == {job: len(results) for job, results in self.world.results.items()}, "S26"
+
+    def a_zombie_speaks(self, rng: Random) -> None:
+        world = self.world
+        if world.zombies:
+            task = rng.choice(world.zombies[-8:])
+            end = TaskEnd(task.task, world.success(task))
+            effects = world.tell(task.executor, TaskUpdates((), (end,)))
+            assert not [e for e in effects if isinstance(e, Send) and e.to == task.executor], "S8"
+
+    # --- Processes ---
+
+    def executor_comes(self, rng: Random) -> None:
+        if len(self.world.live) < 6:
+            host = rng.choice(HOSTS)
+            if self.world.worker_of(host) is None:
+                self.world.fresh_worker(host)
+            self.world.fresh_executor(host)
+
+    def executor_dies(self, rng: Random) -> None:
+        world = self.world
+        if not world.live:
+            return
+        executor = rng.choice(sorted(world.live))
+        how = rng.choice([(0, 9), (0, 9), (0, 11), (1, 0), (70, 0)])
+        outputs = []
+        if rng.random() < 0.5:
+            for task in [t for t in world.open.values() if t.executor == executor and t.is_map]:
+                if (output := world.output(task, {}, None, False)) is not None:
+                    outputs.append(output)
+        worker = world.core.executors.live[executor].worker.id
+        world.gone(executor)
+        world.tell(worker, ExecutorExited(executor, *how, "", tuple(outputs)))
+
+    def executor_falls_silent(self, rng: Random) -> None:
+        world = self.world
+        if world.live:
+            executor = rng.choice(sorted(world.live))
+            world.pass_time(11.0, silent=[executor])
+            if executor not in world.core.executors.live:
+                world.gone(executor)
+
+    def executor_is_stopped(self, rng: Random) -> None:
+        if self.world.live:
+            executor = rng.choice(sorted(self.world.live))
+            worker = self.world.core.executors.live[executor].worker.id
+            self.world.tell(worker, ExecutorStopped(executor, rng.random() < 0.5))
+
+    def link_to_an_executor_breaks(self, rng: Random) -> None:
+        if self.world.live:
+            self.world.do(PeerGone(rng.choice(sorted(self.world.live)), "link closed"))
+
+    def worker_is_lost(self, rng: Random) -> None:
+        world = self.world
+        if not world.core.executors.workers:
+            return
+        worker = rng.choice(sorted(world.core.executors.workers))
+        state = world.core.executors.workers[worker]
+        for executor in list(state.executors):
+            world.gone(executor)
+        world.tell("manager-1", WorkerLost(worker, "gone"))
+        if world.worker_of(state.host) is None:
+            world.host_gone(state.host)
+
+    def time_passes(self, rng: Random) -> None:
+        self.world.pass_time(rng.choice([0.06, 0.5, 1.0, 6.0]))
+
+    def the_driver_stalls(self, rng: Random) -> None:
+        self.world.pass_time(0.5)
+        well = {executor.id for executor in self.world.core.executors.live.values() if executor.accepting}
+        self.world.tick(rng.choice([5.0, 60.0]))
+        assert well <= set(self.world.live), "CLK-4: nobody is lost by the driver's own stall"
+
+    # --- The end ---
+
+    def end(self) -> None:
+        """The faults stop: every job ends, nothing is left, and the answers are of one piece."""
+        world = self.world
+        self._heal()
+        assert not world.core.dag.jobs, f"L1: {world.core.dag.jobs} never end"
+        world.do(Released(blobs=tuple(BlobId(job) for job in world.finished)))
+        for _ in range(8):
+            self._settle()
+        world.core.assert_idle()
+        self._check_answers()
+
+    def _heal(self) -> None:
+        world = self.world
+        for host in HOSTS[:2]:
+            world.fresh_worker(host)
+            for _ in range(2):
+                world.fresh_executor(host)
+        for executor in list(world.core.executors.live.values()):
+            world.tell(executor.worker.id, ExecutorStopped(executor.id, False))
+        for _ in range(200):
+            if not world.core.dag.jobs:
+                return
+            told = {task.task for task in world.told_to_stop()}
+            for task in list(world.open.values()):
+                if task.task in told:
+                    world.say(task, TaskEnd(task.task, Killed("told to")))
+                elif task.task in world.open:
+                    world.finish(task)
+            world.pass_time(0.5)
+            self._doomed_die()
+
+    def _settle(self) -> None:
+        """Executors answer what they were told, or are killed for not doing so."""
+        for task in self.world.told_to_stop():
+            self.world.say(task, TaskEnd(task.task, Killed("told to")))
+        self.world.pass_time(1.0)
+        self._doomed_die()
+
+    def _doomed_die(self) -> None:
+        world = self.world
+        for executor in list(world.core.executors.live.values()):
+            if executor.doomed:
+                world.gone(executor.id)
+                world.tell(executor.worker.id, ExecutorExited(executor.id, 0, 9))
+
+    def _check_answers(self) -> None:
+        world = self.world
+        for job, failure in world.finished.items():
+            if failure is not None:
+                assert failure.condition in NAMED, failure
+                continue
+            whole: Content = {}
+            for content in world.reads.get(job, {}).values():
+                _join(whole, content)
+        merged = Counter(payload for update in world.accums for _, payload in update)
+        assert not [payload for payload, count in merged.items() if count > 1], "S20"
+
+
+ACTIONS = {  # and how often they come in a long history, in relation to each other
+    "grow": 6, "submit": 10, "cancel": 1, "unpersist": 1, "close_ended_jobs": 2, "release_the_program": 1,
+    "result_is_lost": 1, "functions_turn_out_random": 2,
+    "task_starts": 10, "task_runs": 40, "some_tasks_run": 10, "task_fails": 3, "task_cannot_fetch": 2,
+    "killed_tasks_stop": 5, "an_output_rots": 3, "something_is_said_again": 2, "a_zombie_speaks": 2,
+    "executor_comes": 8, "executor_dies": 4, "executor_falls_silent": 1, "executor_is_stopped": 1,
+    "link_to_an_executor_breaks": 1, "worker_is_lost": 2, "time_passes": 5, "the_driver_stalls": 1,
+}  # fmt: skip
+
+
+def play(seed: int, steps: int) -> History:
+    """A long history drawn from a seed."""
+    rng = Random(seed)
+    history = History(rng)
+    # Swarm: each history leaves some kinds of steps out, so that others go deeper.
+    left_out = set(rng.sample(sorted(ACTIONS), rng.randrange(8))) - {"submit", "task_runs", "grow"}
+    actions = [action for action in ACTIONS if action not in left_out]
+    for action in rng.choices(actions, [ACTIONS[action] for action in actions], k=steps):
+        history.step(action, rng)
+    history.end()
+    return history
+
+
+SEEDS = int(environment("SPARK_FT_SIM_SEEDS", "60"))
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_random_history_keeps_every_invariant_and_ends(seed: int) -> None:
+    play(seed, 150)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """The same steps, chosen and shrunk by Hypothesis."""
+
+    @initialize(rng=st.randoms(use_true_random=False))
+    def begin(self, rng: Random) -> None:
+        self.history = History(rng)
+
+    @rule(action=st.sampled_from(list(ACTIONS)), rng=st.randoms(use_true_random=False))
+    def step(self, action: str, rng: Random) -> None:
+        self.history.step(action, rng)
+
+    def teardown(self) -> None:
+        if hasattr(self, "history"):
+            self.history.end()
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
