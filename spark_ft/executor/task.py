@@ -12,11 +12,8 @@ Nothing that user code does gets past ``TaskRunner.run``: it answers a ``TaskEnd
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import signal
 import threading
-import traceback as tracebacks
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,8 +21,9 @@ from typing import Any
 
 from spark_ft import accumulators, broadcast, closures, failpoints, files, interrupts, rows
 from spark_ft.clock import perf_s
-from spark_ft.errors import BlockCorrupt, FetchError, InputChanged, StorageError, StoreFull
+from spark_ft.errors import BlockCorrupt, FetchError, StorageError
 from spark_ft.executor.env import Env, ProcessEnv, block_failed
+from spark_ft.executor.failures import UnpicklableResultError, reason_of, trace_of, words_of
 from spark_ft.ids import BlobId, HostId, Incarnation, NodeId
 from spark_ft.lineage.dependency import NarrowDependency
 from spark_ft.lineage.narrow import fuse
@@ -35,7 +33,6 @@ from spark_ft.protocol.messages import (
     BlockRef,
     CachedBlock,
     EndReason,
-    HostError,
     InlineResult,
     Killed,
     Launch,
@@ -44,7 +41,6 @@ from spark_ft.protocol.messages import (
     StoredResult,
     Success,
     TaskEnd,
-    UserError,
 )
 from spark_ft.settings import Settings
 from spark_ft.shuffle.spill import estimate_bytes, in_batches
@@ -54,7 +50,6 @@ from spark_ft.taskcontext import TaskContext
 
 _DEPTH_MAX = 100  # iterators nested in one another; each may need several frames
 _CHUNK = 1 << 20
-_TEXT_MAX = 16 << 10  # of an error's own words
 
 
 class TaskRunner:
@@ -121,7 +116,7 @@ class TaskRunner:
         except interrupts.TaskKilled:
             reason = Killed("killed by the driver")
         except BaseException as error:  # whatever user code raises ends the task, not the executor
-            reason = _reason(error)
+            reason = reason_of(error)
         finally:
             TaskContext._set(None)
             self._current = None
@@ -153,7 +148,7 @@ class TaskRunner:
         except (interrupts.TaskKilled, FetchError):
             raise
         except BaseException as error:  # user modules may do anything when they are imported
-            return NotLoadable(type(error).__name__, _words(error), _trace(error))
+            return NotLoadable(type(error).__name__, words_of(error), trace_of(error))
         records = attempt.pipeline(stage.target, launch.partition)
         if stage_launch.output is None:
             assert stage.function is not None
@@ -196,7 +191,7 @@ class TaskRunner:
         except (interrupts.TaskKilled, MemoryError):
             raise
         except BaseException as error:  # the user's own __reduce__ may raise anything
-            raise _UnpicklableError(f"{type(error).__name__}: {error}") from error
+            raise UnpicklableResultError(f"{type(error).__name__}: {error}") from error
         if len(payload) <= self._settings.inline_result_bytes:
             return InlineResult(payload)
         view = memoryview(payload)
@@ -204,10 +199,6 @@ class TaskRunner:
         ref = self._env.writer().put_block("result", b"%d" % launch.task, chunks)
         self._results.setdefault(stage_launch.blob, []).append(ref)
         return StoredResult(ref)
-
-
-class _UnpicklableError(Exception):
-    """A task's answer cannot be pickled: another attempt would fare no better."""
 
 
 class _Attempt:
@@ -399,62 +390,5 @@ def _unfold(
     return unfolded
 
 
-# --- How a task failed --------------------------------------------------------------------------
-
-
-def _reason(error: BaseException) -> EndReason:
-    match error:
-        case FetchError():
-            return error.failed
-        case StoreFull():
-            return HostError("STORAGE_FULL", str(error), error.needed_bytes, error.free_bytes)
-        case InputChanged():
-            return UserError(
-                type(error).__name__, _words(error), _trace(error), error.getCondition() or "", False
-            )
-        case _UnpicklableError():
-            text = f"the task's result cannot be pickled: {error}"
-            return UserError("PicklingError", text, _trace(error), "RESULT_NOT_SERIALIZABLE", False)
-        case SystemExit() | KeyboardInterrupt() | GeneratorExit():
-            code = error.code if isinstance(error, SystemExit) else ""
-            return UserError(
-                type(error).__name__, f"USER_CODE_EXITED({code})", _trace(error), "USER_CODE_EXITED"
-            )
-    return UserError(type(error).__name__, _words(error), _trace(error))
-
-
 def _corrupt(block: BlockRef, error: StorageError) -> FetchError:
     return block_failed(block, "corrupt", str(error))
-
-
-def _words(error: BaseException) -> str:
-    return _guarded(lambda: str(error), f"<{type(error).__name__} whose text cannot be had>")[:_TEXT_MAX]
-
-
-def _trace(error: BaseException) -> str:
-    def render() -> str:
-        return "".join(tracebacks.format_exception(error))
-
-    bare = f"{type(error).__name__} (its traceback cannot be rendered)"
-    return _guarded(render, bare)[-4 * _TEXT_MAX :]
-
-
-def _guarded(render: Callable[[], str], fallback: str) -> str:
-    """User code inside ``__str__`` may raise or hang (TK-10): two seconds, then the fallback."""
-
-    def expired(*_: object) -> None:
-        raise TimeoutError
-
-    main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGALRM, expired) if main else None
-    try:
-        if main:
-            signal.setitimer(signal.ITIMER_REAL, 2.0)
-        return render().encode("utf-8", "backslashreplace").decode("utf-8")
-    except BaseException:  # whatever the user's own code raised
-        return fallback
-    finally:
-        if main:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            with contextlib.suppress(ValueError):
-                signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,138 @@
+"""How a task failed, in words that can travel: never a user's exception object, always its text.
+
+An exception of user code may not pickle, and its ``__str__`` may raise, hang or return a gigabyte
+(TK-10).  So everything about it is turned into bounded text here, in the process that it can hurt:
+type name, its own words, and the traceback from the first frame that is the user's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import traceback as tracebacks
+import types
+from collections.abc import Callable
+
+from spark_ft.errors import FetchError, InputChanged, StoreFull
+from spark_ft.lineage.narrow import user_stop_iteration
+from spark_ft.protocol.messages import EndReason, HostError, UserError
+
+TEXT_MAX = 16 << 10  # characters of an error's own words
+_TRACE_MAX = 64 << 10
+_PATIENCE_S, _AGAIN_S = 2.0, 0.25  # with user code that makes the words
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_LIBRARY = os.path.dirname(os.__file__) + os.sep  # Python's own
+
+
+class UnpicklableResultError(Exception):
+    """A task's answer cannot be pickled: another attempt would fare no better."""
+
+
+class _TooLong(BaseException):  # noqa: N818 - user code must not swallow it as an Exception
+    """User code was asked for words and has taken too long."""
+
+
+def reason_of(error: BaseException) -> EndReason:
+    """What a task end says of the exception that ended it."""
+    error = _told_apart(error)
+    name = type(error).__name__
+    match error:
+        case FetchError():
+            return error.failed
+        case StoreFull():
+            return HostError("STORAGE_FULL", str(error), error.needed_bytes, error.free_bytes)
+        case InputChanged():
+            return UserError(name, words_of(error), trace_of(error), error.getCondition() or "", False)
+        case UnpicklableResultError():
+            text = f"the task's result cannot be pickled: {error}"[:TEXT_MAX]
+            return UserError("PicklingError", text, trace_of(error), "RESULT_NOT_SERIALIZABLE", False)
+        case SystemExit() | KeyboardInterrupt() | GeneratorExit():
+            code = error.code if isinstance(error, SystemExit) else ""
+            text = _guarded(lambda: f"USER_CODE_EXITED({code})"[:TEXT_MAX], "USER_CODE_EXITED")
+            return UserError(name, text, trace_of(error), "USER_CODE_EXITED")
+    return UserError(name, words_of(error), trace_of(error))
+
+
+def words_of(error: BaseException) -> str:
+    """``str(error)``, whatever that does, of bounded length."""
+    return _guarded(lambda: _shortened(str(error)), f"<{type(error).__name__} whose text cannot be had>")
+
+
+def trace_of(error: BaseException) -> str:
+    """The traceback and its chain of causes, without the engine's frames that lead to the user's."""
+
+    def render() -> str:
+        whole = tracebacks.TracebackException.from_exception(error)
+        _trim(whole)
+        text = "".join(_shortened(part).rstrip("\n") + "\n" for part in whole.format())
+        if len(text) <= _TRACE_MAX:
+            return text
+        half = _TRACE_MAX // 2
+        return f"{text[:half]}\n  ... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+
+    return _guarded(render, f"{type(error).__name__} (its traceback cannot be rendered)")
+
+
+def _shortened(text: str) -> str:
+    left_out = len(text) - TEXT_MAX
+    return text if left_out <= 0 else f"{text[:TEXT_MAX]} ... and {left_out} characters more"
+
+
+def _told_apart(error: BaseException) -> BaseException:
+    """A StopIteration of user code told as what it is (api.md, rule 0.11), also where a generator of ours
+    has made a RuntimeError of it; all else as it came."""
+    cause = error.__cause__ if isinstance(error, RuntimeError) else error
+    if not isinstance(cause, StopIteration):
+        return error
+    if cause is not error and not _is_ours(cause.__traceback__):
+        return error  # the user's own generator
+    told = user_stop_iteration(cause).with_traceback(error.__traceback__)
+    told.__cause__ = cause if cause is not error else None
+    return told
+
+
+def _is_ours(trace: types.TracebackType | None) -> bool:
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+
+
+def _trim(trace: tracebacks.TracebackException) -> None:
+    """Leave out the frames that lead to the user's, in the whole chain; all stay where there is none."""
+    work: list[tracebacks.TracebackException | None] = [trace]
+    while work:
+        part = work.pop()
+        if part is not None:
+            users = (i for i, frame in enumerate(part.stack) if _is_users(frame.filename))
+            del part.stack[: next(users, 0)]
+            work += [part.__cause__, part.__context__, *(getattr(part, "exceptions", None) or ())]
+
+
+def _is_users(filename: str) -> bool:
+    if filename.startswith((_PACKAGE, "<frozen ")):
+        return False
+    return not filename.startswith(_LIBRARY) or "site-packages" in filename
+
+
+def _guarded(render: Callable[[], str], fallback: str) -> str:
+    """What user code is asked for while words are made may raise or hang: two seconds, then the fallback.
+
+    Only the main thread can be woken; in an executor of several slots a hanging ``__str__`` hangs.
+    """
+
+    def expired(*_: object) -> None:
+        raise _TooLong
+
+    main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGALRM, expired) if main else None
+    try:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S, _AGAIN_S)
+        return render().encode("utf-8", "backslashreplace").decode("utf-8")
+    except BaseException:  # whatever the user's own code raised
+        return fallback
+    finally:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            with contextlib.suppress(ValueError, TypeError):
+                signal.signal(signal.SIGALRM, previous)

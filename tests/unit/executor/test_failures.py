@@ -1,0 +1,173 @@
+"""What a task end says of an exception: bounded words, the user's frames, and never a hang."""
+
+import contextlib
+import json
+import time
+
+import pytest
+
+from spark_ft.executor import failures
+from spark_ft.executor.failures import reason_of
+from spark_ft.lineage.narrow import MAP, fuse
+from spark_ft.protocol.messages import UserError
+from spark_ft.rdd import tasks
+from spark_ft.shuffle.table import combined
+
+
+def failed(call) -> UserError:
+    """The reason that an executor gives for what ``call`` raises."""
+    try:
+        call()
+    except BaseException as error:  # as in an executor
+        reason = reason_of(error)
+        assert isinstance(reason, UserError)
+        return reason
+    raise AssertionError("nothing was raised")
+
+
+def divide(x):
+    return 1 // x
+
+
+def trimmed(error: BaseException) -> list[str]:
+    return [line for line in failures.trace_of(error).splitlines() if line.startswith("  File")]
+
+
+def test_the_traceback_begins_with_the_users_first_frame():
+    records = fuse([(MAP, divide)], [1, 0])
+    with pytest.raises(ZeroDivisionError) as caught:
+        tasks.as_list(0, records)
+    (frame,) = trimmed(caught.value.with_traceback(caught.tb.tb_next))  # without this test's own frame
+    assert frame.endswith("in divide")
+
+
+def test_the_engines_frames_are_left_out_of_causes_too():
+    namespace = {"fuse": fuse, "MAP": MAP, "divide": divide}
+    code = compile(
+        "def run():\n"
+        "    try:\n"
+        "        list(fuse([(MAP, divide)], [0]))\n"
+        "    except ZeroDivisionError as error:\n"
+        "        raise ValueError('told') from error\n",
+        failures._PACKAGE + "engine.py",
+        "exec",
+    )
+    exec(code, namespace)
+    with pytest.raises(ValueError, match="told") as caught:
+        namespace["run"]()
+    error = caught.value.with_traceback(caught.tb.tb_next)  # without this test's own frame
+    first, *rest = trimmed(error)
+    assert first.endswith("in divide"), "the cause has lost the frame that leads to the user's"
+    assert rest and "engine.py" in rest[0], "where nothing of the user's follows all frames stay"
+
+
+def test_frames_of_pythons_own_library_do_not_hide_the_engines():
+    try:
+        list(fuse([(MAP, json.loads)], ["{"]))
+    except ValueError as error:
+        frames = trimmed(error.with_traceback(error.__traceback__.tb_next))
+    assert len(frames) > 1
+
+
+class HangsError(Exception):
+    def __str__(self):
+        while True:
+            with contextlib.suppress(Exception):
+                time.sleep(60)
+
+
+class RaisesError(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+    __repr__ = __str__
+
+
+class RequiredError(Exception):
+    def __init__(self, *, code):
+        super().__init__(f"code {code}")
+        self.code = code
+
+    def __reduce__(self):
+        raise RuntimeError("never pickled")
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (RequiredError(code=5), "code 5"),
+        (RaisesError(), "<RaisesError whose text cannot be had>"),
+        (ValueError("grün \ud800"), "grün \\ud800"),
+    ],
+    ids=["required keywords", "raising words", "surrogates"],
+)
+def test_TK_10_odd_exceptions_are_told_by_type_words_and_traceback(error, text):
+    def fail():
+        raise error
+
+    reason = failed(fail)
+    assert (reason.type_name, reason.text) == (type(error).__name__, text)
+    assert "in fail" in reason.traceback
+
+
+@pytest.mark.slow
+def test_TK_10_words_that_never_come_are_not_waited_for(monkeypatch):
+    monkeypatch.setattr(failures, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(failures, "_AGAIN_S", 0.02)
+
+    def fail():
+        raise HangsError
+
+    reason = failed(fail)
+    assert reason.text == "<HangsError whose text cannot be had>" and "in fail" in reason.traceback
+
+
+def test_TK_10_a_huge_text_is_cut_and_the_traceback_is_not_lost():
+    def fail():
+        raise ValueError("x" * 10_000_000)
+
+    reason = failed(fail)
+    assert len(reason.text) < 2 * failures.TEXT_MAX and "characters more" in reason.text
+    assert "in fail" in reason.traceback and len(reason.traceback) < 8 * failures.TEXT_MAX
+
+
+def test_a_long_chain_of_causes_keeps_both_ends():
+    def fail(depth=300):
+        try:
+            raise ValueError("y" * 1000) if not depth else fail(depth - 1)
+        except Exception as error:
+            raise KeyError(depth) from error
+
+    trace = failed(fail).traceback
+    assert "left out" in trace and trace.startswith("Traceback") and trace.endswith("KeyError: 300\n")
+
+
+def stop(*_):
+    raise StopIteration
+
+
+def test_StopIteration_of_user_code_is_told_where_a_generator_of_ours_has_wrapped_it(tmp_path):
+    pairs = [[(1, 1), (1, 2)]]
+    reason = failed(lambda: list(combined(pairs, None, stop, stop, 1 << 20, tmp_path)))
+    assert "Caught StopIteration thrown from user's code; failing the task" in reason.text
+    assert "in stop" in reason.traceback
+
+
+def test_StopIteration_that_comes_as_it_is_is_told_too():
+    reason = failed(lambda: tasks.Largest(2, stop)(0, iter([1, 2, 3])))
+    assert "Caught StopIteration" in reason.text and "in stop" in reason.traceback
+
+
+def test_a_users_generator_that_stops_is_pythons_own_error():
+    numbers = (next(iter(())) for _ in [1])
+    reason = failed(lambda: next(numbers))
+    assert reason.text == "generator raised StopIteration"
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit("x"), KeyboardInterrupt()])
+def test_TK_3_an_exit_is_a_failure_of_the_task(error):
+    def leave():
+        raise error
+
+    reason = failed(leave)
+    assert reason.condition == "USER_CODE_EXITED" and reason.text.startswith("USER_CODE_EXITED(")
