@@ -23,6 +23,7 @@ from typing import Any
 from spark_ft import rows
 from spark_ft.errors import StorageError
 from spark_ft.lineage.dependency import Aggregator, ShuffleDependency
+from spark_ft.lineage.narrow import user_stop_iteration
 from spark_ft.lineage.partitioner import Partitioner, portable_hash
 from spark_ft.protocol.messages import MapStatus
 from spark_ft.shuffle.spill import (
@@ -38,6 +39,7 @@ from spark_ft.shuffle.table import ROUND_ROWS, CombineTable, rounds
 from spark_ft.storage.blocks import OutputKey, OutputWriter, StoreWriter
 
 _key, _value = itemgetter(0), itemgetter(1)
+_END = object()
 _PLAIN_KEYS = {int, str, bytes, bool}  # portable_hash is hash for these; floats may be NaN
 _Accums = Callable[[], tuple[tuple[int, bytes], ...]]
 
@@ -108,8 +110,11 @@ class _Buckets:
     def take(self, batch: Sequence[Any]) -> None:
         """Place the pairs of one batch.  Raises TypeError for keys that cannot be hashed."""
         lists, count = self._lists, self._count
-        for record, place in zip(batch, self._place(list(map(_key, batch)))):  # noqa: B905 - a hot loop
+        left = iter(batch)
+        for place, record in zip(self._place(list(map(_key, batch))), left):  # noqa: B905 - a hot loop
             lists[place % count].append(record)
+        if next(left, _END) is not _END:  # a StopIteration of user code has ended the places early
+            raise user_stop_iteration()
         self._raw_rows += len(batch)
         self._raw_bytes += estimate_bytes(batch)  # type: ignore[arg-type]  # any sequence will do
         if self._raw_rows >= self._row_limit or self._raw_bytes >= self._raw_limit:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spark_ft import rows
-from spark_ft.errors import BlockMissing
+from spark_ft.errors import BlockMissing, PySparkRuntimeError
 from spark_ft.ids import Fingerprint, Generation, HostId, ShuffleId, TaskId
 from spark_ft.lineage.dependency import Aggregator, ShuffleDependency
 from spark_ft.lineage.partitioner import Partitioner, portable_hash
@@ -248,6 +248,28 @@ def test_a_key_error_of_the_users_function_is_not_taken_for_a_new_key(shuffle) -
 
     with pytest.raises(KeyError):
         shuffle.write([(1, 1), (1, 2)], aggregator=Aggregator(lambda v: v, merge, merge))
+
+
+class _StopsWhenHashed:
+    def __hash__(self) -> int:
+        raise StopIteration
+
+
+def _stops(key: int) -> int:
+    if key == 3:
+        raise StopIteration
+    return key
+
+
+@pytest.mark.parametrize("aggregator", [None, SUM])
+@pytest.mark.parametrize("key", [3, _StopsWhenHashed()])
+def test_a_partition_function_or_hash_that_stops_iterating_loses_no_record_in_silence(
+    shuffle, key, aggregator
+) -> None:
+    records = [(0, 1), (1, 1), (key, 1)]  # the last one: nothing is left over to be missed
+    function = _stops if key == 3 else portable_hash
+    with pytest.raises((PySparkRuntimeError, RuntimeError), match="StopIteration"):
+        shuffle.write(records, function=function, aggregator=aggregator)
 
 
 def test_large_records_are_not_taken_by_the_thousand(shuffle) -> None:
