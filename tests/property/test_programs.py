@@ -15,27 +15,24 @@ from tests.strategies import Program, programs
 SIM = os.environ.get("HYPOTHESIS_PROFILE") == "sim"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def calm() -> Iterator[SparkContext]:
-    """One context for all programs: what one of them leaves behind must not hurt the next."""
+    """One context for all examples: what one program leaves behind must not hurt the next."""
     conf = SparkConf(loadDefaults=False).setMaster("local[2]").setAppName("programs")
     with SparkContext(conf=conf) as sc:
         yield sc
 
 
+@settings(suppress_health_check=list(HealthCheck))
 @given(program=programs())
 def test_a_random_program_gives_the_answers_of_plain_lists(calm: SparkContext, program: Program) -> None:
     program.check(calm)
 
 
-@pytest.fixture(scope="module")
-def hunted(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[faultlib.Running, faultlib.RandomKiller]]:
+@pytest.fixture
+def hunted(tmp_path: Path) -> Iterator[tuple[faultlib.Running, faultlib.RandomKiller]]:
     scratch = faultlib.short_directory()
-    running = faultlib.start_context(
-        Path(tmp_path_factory.mktemp("hunted")), scratch, "local-cluster[2,1,512]"
-    )
+    running = faultlib.start_context(tmp_path, scratch, "local-cluster[2,1,512]")
     killer = faultlib.RandomKiller(running, seed=7, most=2000 if SIM else 60)
     killer.start()
     yield running, killer
