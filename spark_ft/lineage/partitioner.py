@@ -58,5 +58,15 @@ class Partitioner:
     def __hash__(self) -> int:
         return hash((self.partition_count, self.function))
 
+    @property
+    def numPartitions(self) -> int:  # noqa: N802 - the public face
+        """PySpark's name of ``partition_count``."""
+        return self.partition_count
+
+    @property
+    def partitionFunc(self) -> Callable[[Any], int]:  # noqa: N802 - the public face
+        """PySpark's name of ``function``."""
+        return self.function
+
     def __call__(self, key: Any) -> int:
         return self.function(key) % self.partition_count

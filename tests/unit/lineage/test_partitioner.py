@@ -55,3 +55,8 @@ def test_partitioners_are_equal_by_count_and_function_object():
     assert Partitioner(2) != Partitioner(3)
     assert Partitioner(2, lambda key: key) != Partitioner(2, lambda key: key)
     assert Partitioner(3, lambda key: -1)("any") == 2
+
+
+def test_a_partitioner_answers_to_pysparks_names():
+    partitioner = Partitioner(3, hash)
+    assert (partitioner.numPartitions, partitioner.partitionFunc) == (3, hash)
