@@ -30,6 +30,7 @@ from spark_ft.protocol.messages import BlockRef, InlineResult, StoredResult
 
 _KINDS: dict[str, type[JobError]] = {
     "JOB_CANCELLED": JobCancelled,
+    "RESULT_TOO_LARGE": JobError,
     "NO_RESOURCES": NoExecutors,
     "EXECUTOR_CRASH_LOOP": NoExecutors,
     "ALL_EXECUTORS_EXCLUDED": NoExecutors,
@@ -42,6 +43,8 @@ _KINDS: dict[str, type[JobError]] = {
     "RESULT_NOT_SERIALIZABLE": TaskFailed,
 }
 
+_LINE_MAX = 200  # characters of an attempt's failure; the whole text stands above it
+
 
 def job_error(failure: JobFailure) -> JobError:
     """The exception for a failed job: what happened, the worker's traceback, every attempt."""
@@ -49,7 +52,8 @@ def job_error(failure: JobFailure) -> JobError:
     if failure.attempts:
         lines.append(f"{len(failure.attempts)} attempt(s) were made:")
         lines += [
-            f"  attempt {a.attempt} on {a.executor} ({a.host}): {a.outcome}, blamed on {a.blame}: {a.text}"
+            f"  attempt {a.attempt} on {a.executor} ({a.host}): {a.outcome}, blamed on {a.blame}: "
+            f"{_first_line(a.text)}"
             for a in failure.attempts
         ]
     for traceback in (failure.traceback, *failure.other_tracebacks):
@@ -60,6 +64,11 @@ def job_error(failure: JobFailure) -> JobError:
     error.cause_type, error.traceback = failure.cause_type, failure.traceback
     error.attempts = failure.attempts
     return error
+
+
+def _first_line(text: str) -> str:
+    line, *more = text.splitlines() or [""]
+    return f"{line[:_LINE_MAX]} ..." if more or len(line) > _LINE_MAX else line
 
 
 class JobHandle:
@@ -83,6 +92,7 @@ class JobHandle:
         self._result_lost, self._settle, self._close = result_lost, settle, close
         self._max_result_bytes = max_result_bytes
         self._results: dict[int, InlineResult | StoredResult] = {}
+        self._bytes: dict[int, int] = {}  # of each result, also of those that have been handed on
         self._total_bytes = 0
         self._failure: JobFailure | None = None
         self._done = False
@@ -93,9 +103,12 @@ class JobHandle:
     def deliver(self, partition: int, result: InlineResult | StoredResult) -> None:
         size = len(result.payload) if isinstance(result, InlineResult) else result.block.size_bytes
         with self._changed:
+            if self._failure is not None:
+                return
             self._results[partition] = result
-            self._total_bytes += size
-            if 0 < self._max_result_bytes < self._total_bytes and self._failure is None:
+            self._total_bytes += size - self._bytes.get(partition, 0)  # one that was lost comes again
+            self._bytes[partition] = size
+            if 0 < self._max_result_bytes < self._total_bytes:
                 self._failure = JobFailure(
                     "RESULT_TOO_LARGE",
                     f"The results of job {self.job_id} are larger than spark.driver.maxResultSize "
