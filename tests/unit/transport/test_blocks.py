@@ -285,12 +285,29 @@ def test_NET_10_what_the_client_holds_is_bounded_by_its_window_whatever_is_slow(
     got = []
     reader = threading.Thread(target=lambda: got.append(next(stream)))
     reader.start()
-    until(lambda: fast.shelf.yielded_bytes >= 4 << 20)
+    until(lambda: fast.server._streams and not any(s.credit for s in list(fast.server._streams.values())))
     slow.shelf.gate.set()
     reader.join(20)
     assert got == [(0, b"at last")]
     assert fast.shelf.yielded_bytes <= 9 << 20
     assert sum(1 for _ in stream) == 300
+
+
+def test_all_credit_comes_back_whatever_happened_on_the_way(place, client, monkeypatch):
+    runs = []
+
+    class Watched(blocks._Fetch):
+        def __init__(self, *args) -> None:
+            super().__init__(*args)
+            runs.append(self)
+
+    monkeypatch.setattr(blocks, "_Fetch", Watched)
+    one = place()
+    one.shelf.items = {b"x": [bytes(PIECE_BYTES + 1)] * 5, b"y": [b"y"]}
+    failpoints.arm("blocks.send=drop@4")
+    fetcher = client({"a": one.server.endpoint}, timeout_s=0.2)
+    assert sum(1 for _ in fetcher.fetch([("a", b"x"), ("a", b"y")] * 3)) == 18
+    assert runs[0]._used_bytes == 0 and not runs[0]._open
 
 
 def test_a_window_smaller_than_a_chunk_lets_it_through_all_the_same(place, client):
@@ -354,7 +371,7 @@ def test_a_server_that_comes_back_elsewhere_is_found_by_the_retry(place, client)
 def test_a_server_that_dies_under_a_fetch_is_refused_and_pooled_connections_are_not_trusted(place, client):
     one = place("x")
     one.shelf.items = {b"x": [bytes(PIECE_BYTES)] * 50}
-    fetcher = client({"a": one.server.endpoint}, timeout_s=0.5)
+    fetcher = client({"a": one.server.endpoint}, retries=1)
     assert next(fetcher.fetch([("a", b"x")]))  # leaves a pooled connection
     stream = fetcher.fetch([("a", b"x")])
     next(stream)
@@ -372,7 +389,7 @@ def test_a_request_that_waited_too_long_for_credit_is_opened_again(place, client
     chunks = [bytes([n]) * PIECE_BYTES for n in range(20)]
     one.shelf.items = {b"x": chunks}
     monkeypatch.setattr(blocks, "IDLE_S", 0.05)
-    stream = client({"a": one.server.endpoint}).fetch([("a", b"x")])
+    stream = client({"a": one.server.endpoint}, retries=1).fetch([("a", b"x")])
     got = [next(stream)]
     until(lambda: one.shelf.closed == [b"x"])  # forgotten while the caller was busy
     got += stream

@@ -1,6 +1,7 @@
 """Hosts over real sockets: delivery, strangers, fences, stalls, ends."""
 
 import os
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -374,6 +375,64 @@ def test_CLK_4_after_a_stall_everything_that_arrived_is_handled_before_time_pass
         assert sum(isinstance(event, Received) for event in driver.core.events[:place]) == 201
         assert driver.notes("host_stalled")
         assert not any(isinstance(event, PeerGone) for event in driver.core.events)
+
+
+def test_CLK_4_nobody_is_blamed_for_silence_while_we_stood_still(tmp_path: Path):
+    driver = bound(tmp_path, peer_silence_s=4.0)
+    with running(driver), Stranger(driver) as stranger:
+        stranger.send(stranger.frame(1))
+        until(driver.core.messages)
+
+        def jump() -> None:
+            driver.clock.offset_s += 30.0
+
+        driver.do(jump)
+        until(lambda: driver.notes("host_stalled"))
+        driver.do(lambda: None)
+        assert driver.do(driver.host.peers) == [stranger.name]
+
+
+def test_CLK_4_a_stopped_process_hears_what_was_said_to_it_before_it_sees_the_time(tmp_path: Path):
+    """The whole process stands still, ZeroMQ's thread too, as in a suspended machine."""
+    name, core = Incarnation("driver-stopped"), Recorder()
+    endpoint, (read, write) = f"ipc://{tmp_path}/d", os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+        driver = Node("driver", core, bind=endpoint)
+        driver.host.me = name
+
+        def answer(event):
+            if event == Received(executor_name, BeatAck(-1)):
+                core.tick_at_s = driver.clock.now_s() + 1.0
+                os.write(write, b"ready")
+            if isinstance(event, Tick):
+                os.write(write, b"%d" % sum(isinstance(e, Received) for e in core.events))
+                os._exit(0)
+            return []
+
+        executor_name, core.answer = Incarnation("executor-1"), answer
+        driver.host.run()
+        os._exit(1)
+    try:
+        executor = Node("executor")
+        executor.host.me = Incarnation("executor-1")
+        executor.host.connect(name, endpoint)
+        with running(executor):
+            executor.send(name, BeatAck(-1))
+            assert os.read(read, 5) == b"ready"
+            os.kill(pid, signal.SIGSTOP)
+            os.waitpid(pid, os.WUNTRACED)
+            for message in numbered(200):
+                executor.do(lambda m=message: executor.host.send(name, m))
+            threading.Event().wait(2.5)  # until the tick is overdue by more than a stall
+            os.kill(pid, signal.SIGCONT)
+            assert os.read(read, 10) == b"201"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)
 
 
 # --- Threads, errors, ends ------------------------------------------------------------------
