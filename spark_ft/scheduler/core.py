@@ -144,7 +144,7 @@ class SchedulerCore:
             case PeerGone(peer, why):
                 self.liveness.peer_gone(peer, why)
             case ResourcesGranted(expected):
-                self.liveness.expected = expected
+                self.liveness.wanted = expected
             case Stopping():
                 self._stop()
             case _:
@@ -241,7 +241,6 @@ class SchedulerCore:
             case ExecutorsUnavailable(tries, stderr):
                 self.liveness.executors_unavailable(sender, tries, stderr)
             case AppRegistered(granted):
-                self.liveness.expected = sum(granted.values())
                 self.turn.note("app_registered", granted=dict(granted))
             case WorkerLost(id, why):
                 worker = self.executors.workers.get(id)

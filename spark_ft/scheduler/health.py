@@ -107,7 +107,7 @@ class Health:
         reducers that meet one pause of a host are one report, not a hundred (BL-2, WK-6).
         """
         count, counted_s = self._unreachable.get(output, (0, -1.0))
-        if launched_s >= counted_s:
+        if launched_s > counted_s:
             count, counted_s = count + 1, now_s
         self._unreachable[output] = count, counted_s
         return count >= _UNREACHABLE_MAX

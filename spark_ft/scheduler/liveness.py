@@ -60,7 +60,7 @@ class Liveness:
         self._settings, self._versions, self._turn = settings, dict(versions), turn
         self._executors, self._attempts, self._blocks = executors, attempts, blocks
         self._dag, self._recovery, self._ends = dag, recovery, ends
-        self.expected: int | None = None  # executors that the cluster manager promised
+        self.wanted = settings.executor_instances  # executors that were asked for; 0: all there are
         self._empty_since_s: float | None = None  # jobs wait and no executor is there
         self._warned = False
         self._refusal = ""  # why the last executor was refused
@@ -263,8 +263,7 @@ class Liveness:
             self._turn.note("no_executors", text=self._no_resources(waited_s))
 
     def _no_resources(self, waited_s: float) -> str:
-        asked = self._settings.executor_instances or self.expected
-        wanted = "all executors there are" if not asked else f"{asked} executor(s)"
+        wanted = f"{self.wanted} executor(s)" if self.wanted else "all executors there are"
         hosts = ", ".join(sorted(self._executors.hosts())) or "none"
         workers = len(self._executors.workers)
         text = (

@@ -51,8 +51,8 @@ Content = dict[ShuffleId, tuple[int, ...]]  # the checksums that were read, by s
 HOSTS = ("h0", "h1", "h2")
 # Errors that a job may well end with in a world like this one; whatever else is a bug.
 NAMED = {
-    "TASK_FAILED", "POISON_TASK", "JOB_CANCELLED", "SHUFFLE_DATA_LOST", "STORAGE_FULL", "CLOSURE_NOT_LOADABLE",
-    "INDETERMINATE_OUTPUT_ROLLBACK", "NO_RESOURCES", "RESULT_LOST", "STAGE_ABORTED", "BLOCK_LOST",
+    "TASK_FAILED", "POISON_TASK", "JOB_CANCELLED", "SHUFFLE_DATA_LOST", "STORAGE_FULL",
+    "CLOSURE_NOT_LOADABLE", "INDETERMINATE_OUTPUT_ROLLBACK", "NO_RESOURCES", "RESULT_LOST", "STAGE_ABORTED", "BLOCK_LOST",
 }  # fmt: skip
 
 
@@ -164,7 +164,7 @@ class World(Stand):
         fresh: dict[tuple[NodeId, int], Content] = {}
         try:
             _join(content, self._content(task, (self._root(task), task.partition), {}, fresh))
-        except Unreadable as unreadable:
+        except UnreadableError as unreadable:
             return unreadable.failed
         for (node, partition), held in fresh.items() if cached is not None else ():
             assert cached is not None
@@ -178,7 +178,7 @@ class World(Stand):
         known: dict[tuple[NodeId, int], Content],
         fresh: dict[tuple[NodeId, int], Content],
     ) -> Content:
-        """What one partition of one node is made of.  ``fresh`` collects persisted ones that were not held."""
+        """What one partition of one node is made of.  ``fresh`` collects what is to be persisted."""
         if key in known:
             return known[key]
         content = known[key] = {}
@@ -202,20 +202,20 @@ class World(Stand):
             if (offered.node, offered.partition) == key:
                 assert offered.block is not None
                 if offered.block.key not in self.disk:
-                    raise Unreadable(_block_missing(offered.block))
+                    raise UnreadableError(_block_missing(offered.block))
                 return self.disk[offered.block.key][2]
         return None
 
     def _shuffle_content(self, task: Launched, shuffle: ShuffleId) -> Content:
         read = next((read for read in task.message.inputs if read.shuffle == shuffle), None)
         if read is None:
-            raise Unreadable(FetchFailed(shuffle, Generation(0), -1, HostId(""), "", "missing"))
+            raise UnreadableError(FetchFailed(shuffle, Generation(0), -1, HostId(""), "", "missing"))
         statuses = self.told[task.executor][shuffle].statuses
         content: Content = {shuffle: tuple(status.checksum for status in statuses)}
         for status in statuses:
             if (status.store, status.attempt) in self.lost or not self._host_is_there(status.host):
                 where = status.map_index, status.host, status.store
-                raise Unreadable(FetchFailed(shuffle, read.generation, *where, "missing"))
+                raise UnreadableError(FetchFailed(shuffle, read.generation, *where, "missing"))
             _join(content, self.contents[status.attempt])
         return content
 
@@ -244,7 +244,7 @@ class World(Stand):
         self.tell(task.executor, message)
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """Something that a task needs cannot be read."""
 
     def __init__(self, failed: FetchFailed) -> None:
@@ -263,7 +263,7 @@ def _block_missing(block: BlockRef) -> FetchFailed:
 
 
 class History:
-    """One random history.  Every method of ``ACTIONS`` is one step; ``rng`` decides all that it leaves open."""
+    """One random history.  Every method of ``ACTIONS`` is one step; ``rng`` decides what it leaves open."""
 
     def __init__(self, rng: Random) -> None:
         self.world = world = World(

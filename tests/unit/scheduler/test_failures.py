@@ -1,0 +1,616 @@
+"""Tasks fail, blocks are lost, data changes (rows TK, BL, DR, ST)."""
+
+import pytest
+
+from spark_ft.ids import BlobId, Generation, HostId, ShuffleId
+from spark_ft.protocol.effects import CancelJobs, Released, ResultLost
+from spark_ft.protocol.messages import (
+    BlockRef,
+    DropBlocks,
+    FetchFailed,
+    HostError,
+    InlineResult,
+    KillExecutor,
+    KillTask,
+    NotLoadable,
+    StoredResult,
+    Success,
+    WorkerLost,
+)
+from tests.builders import Launched, Lineage, Stand, block, current_generation, in_memory
+
+
+def wide(stand: Stand, maps: int = 4, reduces: int = 2) -> tuple[Lineage, ShuffleId]:
+    lineage = Lineage()
+    shuffle = lineage.shuffle(lineage.source(maps), reduces)
+    lineage.read(shuffle)
+    return lineage, shuffle
+
+
+def to_the_reduce_side(stand: Stand) -> None:
+    while stand.running()[0].is_map:
+        stand.succeed(stand.running()[0])
+
+
+# --- User code ---
+
+
+def test_TK_1_a_transient_error_is_tried_again_elsewhere_and_siblings_are_left_alone() -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    job = stand.submit(lineage, lineage.source(4))
+    first = stand.one(0)
+    stand.fail(first)
+    stand.succeed(next(task for task in stand.running() if task.executor != first.executor))
+    assert stand.one(0).executor != first.executor
+    stand.run(job)
+    assert stand.starts() == {0: 2, 1: 1, 2: 1, 3: 1}
+
+
+def test_TK_2_a_task_that_always_fails_ends_the_job_after_four_attempts_on_two_executors() -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    job = stand.submit(lineage, lineage.source(2))
+    sibling = stand.one(1)
+    for number in range(4):
+        stand.pass_time(6.0)
+        stand.fail(stand.one(0), text="one" if number < 3 else "another")
+    failure = stand.failure(job)
+    assert failure.condition == "TASK_FAILED" and failure.cause_type == "ValueError"
+    assert f"Task 0 in stage {failure.stage} failed 4 times" in failure.text
+    assert failure.traceback == "Traceback: another" and failure.other_tracebacks == ("Traceback: one",)
+    assert [record.attempt for record in failure.attempts] == [0, 1, 2, 3]
+    assert {record.blame for record in failure.attempts} == {"task"}
+    assert [kill.task for kill in stand.messages(KillTask)] == [sibling.task]
+
+
+def test_TK_2_failures_are_spread_over_executors_where_there_is_a_choice() -> None:
+    lineage, stand = Lineage(), Stand(executors=3)
+    job = stand.submit(lineage, lineage.source(1))
+    used = []
+    while job not in stand.finished:
+        used.append(stand.one(0).executor)
+        stand.fail(stand.one(0))
+    assert len(set(used[:3])) == 3 and len(used) == 4
+
+
+def test_TK_2_the_only_executor_gets_the_task_again_at_once() -> None:
+    lineage, stand = Lineage(), Stand(executors=1, max_failures=2)
+    job = stand.submit(lineage, lineage.source(1))
+    stand.fail(stand.one(0))
+    stand.fail(stand.one(0))
+    assert stand.failure(job).condition == "TASK_FAILED"
+
+
+def test_an_error_that_cannot_be_cured_by_trying_again_ends_the_job_at_once() -> None:
+    lineage, stand = Lineage(), Stand()
+    job = stand.submit(lineage, lineage.source(1))
+    stand.fail(stand.one(0), condition="INPUT_CHANGED", retryable=False)
+    assert stand.failure(job).condition == "INPUT_CHANGED"
+
+
+def test_S_14_failures_of_one_job_are_not_counted_against_another() -> None:
+    lineage, stand = Lineage(), Stand(executors=2, max_failures=2)
+    source = lineage.source(1)
+    first, second = stand.submit(lineage, source), stand.submit(lineage, source)
+    a, b = stand.running()
+    stand.fail(a)
+    stand.fail(b)
+    assert not stand.finished
+    stand.run(first, second)
+
+
+def test_a_stage_that_fails_ends_every_job_that_needs_it_and_no_other() -> None:
+    lineage, stand = Lineage(), Stand(executors=2, max_failures=1)
+    reduced = lineage.reduce(lineage.source(1), 1)
+    first, second = stand.submit(lineage, reduced), stand.submit(lineage, reduced)
+    other = stand.submit(lineage, lineage.source(1))
+    stand.fail(next(task for task in stand.running() if task.is_map))
+    assert stand.failure(first).condition == stand.failure(second).condition == "TASK_FAILED"
+    stand.run(other)
+    assert stand.finished[other] is None
+
+
+def test_TK_9_functions_that_two_executors_cannot_load_end_the_job() -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    job = stand.submit(lineage, lineage.source(4))
+    for task in stand.running()[:2]:
+        stand.end(task, NotLoadable("ModuleNotFoundError", "No module named 'x'", "trace"))
+    failure = stand.failure(job)
+    assert failure.condition == "CLOSURE_NOT_LOADABLE" and "No module named 'x'" in failure.text
+
+
+def test_TK_9_on_the_only_executor_twice_is_enough() -> None:
+    lineage, stand = Lineage(), Stand(executors=1)
+    job = stand.submit(lineage, lineage.source(1))
+    stand.end(stand.one(0), NotLoadable("ImportError", "no", "trace"))
+    assert job not in stand.finished
+    stand.end(stand.one(0), NotLoadable("ImportError", "no", "trace"))
+    assert stand.failure(job).condition == "CLOSURE_NOT_LOADABLE"
+
+
+def test_TK_11_a_stored_result_that_is_lost_runs_that_task_again_even_after_the_job_ended() -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    job = stand.submit(lineage, lineage.source(2))
+    for task in stand.running():
+        ref = BlockRef(HostId("h0"), task.executor, 0, b"r")
+        stand.end(task, Success(result=StoredResult(ref)), accums=((1, b"x"),))
+    assert stand.finished.pop(job) is None
+    del stand.results[job][1]
+    stand.do(ResultLost(job, 1, "gone"))
+    stand.succeed(stand.one(1), accums=((1, b"x"),))
+    assert stand.finished[job] is None and stand.starts() == {0: 1, 1: 2}
+    assert len(stand.accums) == 2, "S20: the updates of partition 1 are not merged again"
+    stand.do(Released(blobs=(BlobId(job),)))
+    stand.core.assert_idle()
+
+
+def test_TK_16_a_cancel_during_a_retry_of_the_parent_leaves_nothing_behind() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    stand.fetch_failed(stand.running()[0], 1)
+    stand.do(CancelJobs(job))
+    stand.kill_answers()
+    launched = len(stand.launched)
+    stand.pass_time(10.0)
+    assert len(stand.launched) == launched
+    stand.core.assert_idle()
+
+
+def test_DR_13_updates_of_a_failed_attempt_are_thrown_away_and_of_a_retry_taken_once() -> None:
+    lineage, stand = Lineage(), Stand(executors=1)
+    job = stand.submit(lineage, lineage.source(1))
+    stand.fail(stand.one(0))
+    stand.succeed(stand.one(0), accums=((1, b"x"),))
+    assert stand.accums == [((1, b"x"),)] and stand.finished[job] is None
+
+
+def test_DR_13_updates_of_a_map_partition_are_merged_once_although_its_output_is_rebuilt() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand, maps=2)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    while stand.running()[0].is_map:
+        task = stand.running()[0]
+        stand.succeed(task, accums=((1, b"m%d" % task.partition),))
+    stand.fetch_failed(stand.running()[0], 1)
+    rebuilt = next(task for task in stand.running() if task.is_map)
+    stand.succeed(rebuilt, accums=((1, b"m1"),))
+    stand.run(job)
+    assert sorted(stand.accums) == [((1, b"m0"),), ((1, b"m1"),)]
+
+
+# --- Shuffle data ---
+
+
+@pytest.mark.parametrize("evidence", ["missing", "corrupt", "incomplete", "expired"])
+def test_BL_1_an_unreadable_output_costs_only_that_map_task(evidence: str) -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    stand.fetch_failed(stand.running()[0], 2, evidence)
+    stand.run(job)
+    assert stand.finished[job] is None
+    assert stand.starts(shuffle) == {0: 1, 1: 1, 2: 2, 3: 1}, "R2"
+
+
+def test_BL_1_a_failed_fetch_is_not_counted_against_the_task() -> None:
+    stand = Stand(executors=2, max_failures=1)
+    lineage, shuffle = wide(stand)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    stand.fetch_failed(stand.running()[0], 2)
+    stand.run(job)
+    assert stand.finished[job] is None
+
+
+def test_BL_2_an_output_that_is_out_of_reach_is_given_time_and_then_given_up() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand, reduces=1)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    for tries in range(3):
+        assert stand.starts(shuffle)[0] == 1, tries
+        stand.fetch_failed(stand.one(0), 0, "timeout")
+        stand.pass_time(6.0)
+    assert stand.starts(shuffle)[0] == 2, "after three reports it counts as lost"
+    stand.run(job)
+    assert stand.finished[job] is None
+
+
+def test_BL_2_a_burst_of_timeouts_is_one_report() -> None:
+    stand = Stand(executors=6)
+    lineage, shuffle = wide(stand, reduces=6)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    for task in [task for task in stand.running() if not task.is_map]:
+        stand.fetch_failed(task, 0, "refused")
+    stand.pass_time(2.0)
+    stand.run(job)
+    assert set(stand.starts(shuffle).values()) == {1}, "R0"
+
+
+def test_BL_9_a_burst_of_reports_makes_one_recovery() -> None:
+    stand = Stand(executors=8)
+    lineage, shuffle = wide(stand, maps=4, reduces=8)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    readers = [task for task in stand.running() if not task.is_map]
+    assert len(readers) == 8
+    for number, task in enumerate(readers):
+        stand.fetch_failed(task, number % 4)
+    stand.run(job)
+    assert stand.finished[job] is None
+    assert set(stand.starts(shuffle).values()) == {2}
+    map_stage = stand.core.dag.map_stages[shuffle].id
+    attempts = [note["attempt"] for note in stand.noted("stage_start") if note["stage"] == map_stage]
+    assert attempts == [0, 1], "exactly one attempt more of the map stage"
+
+
+def test_BL_9_a_late_report_of_what_was_already_rebuilt_changes_nothing() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    first, late = [task for task in stand.running() if not task.is_map]
+    stand.fetch_failed(first, 2)
+    stand.succeed(next(task for task in stand.running() if task.is_map))
+    reason = FetchFailed(shuffle, Generation(0), 2, HostId("h0"), "no such store", "missing")
+    stand.end(late, reason)
+    stand.run(job)
+    assert stand.starts(shuffle)[2] == 2
+
+
+def test_BL_10_a_store_that_lies_twice_is_given_up_with_all_that_is_in_it() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand, maps=6)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    bad = [
+        i for i, status in enumerate(stand.core.outputs[shuffle].statuses) if status and status.store == "e0"
+    ]
+    assert len(bad) == 3
+    first, second = [task for task in stand.running() if not task.is_map]
+    stand.fetch_failed(first, bad[0], "corrupt")
+    stand.fetch_failed(second, bad[1], "corrupt")
+    assert stand.kinds()["store_quarantined"] == 1
+    assert [kill.executor for kill in stand.messages(KillExecutor)] == ["e0"]
+    stand.exit("e0")
+    stand.run(job)
+    assert stand.finished[job] is None
+    again = {i for i, starts in stand.starts(shuffle).items() if starts > 1}
+    assert again == set(bad), "and nothing else"
+
+
+def test_BL_10_data_that_cannot_be_had_anywhere_ends_the_job_after_four_fruitless_attempts() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand, maps=1, reduces=1)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    while job not in stand.finished:
+        task = stand.running()[0]
+        if task.is_map:
+            stand.succeed(task)
+        else:
+            stand.fetch_failed(task, 0)
+    assert stand.failure(job).condition == "SHUFFLE_DATA_LOST"
+    assert stand.starts(shuffle)[0] == 4
+
+
+def test_BL_10_attempts_with_progress_between_are_not_counted_as_fruitless() -> None:
+    stand = Stand(executors=1)
+    lineage, shuffle = wide(stand, maps=1, reduces=10)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    turn = 0
+    while job not in stand.finished:
+        task = stand.running()[0]
+        turn += 1
+        if not task.is_map and turn % 3 == 0:
+            stand.fetch_failed(task, 0)
+        else:
+            stand.succeed(task)
+    assert stand.finished[job] is None and stand.starts(shuffle)[0] > 4
+
+
+# --- Data that changes ---
+
+
+def lose_and_rebuild(stand: Stand, shuffle: ShuffleId, reader: Launched, map_index: int) -> None:
+    """The reader finds the output gone; what is written in its place is different."""
+    stand.checksums[(shuffle, map_index)] = 99
+    stand.fetch_failed(reader, map_index)
+    rebuilt = next(t for t in stand.running() if t.is_map and t.partition == map_index)
+    stand.succeed(rebuilt)
+
+
+def test_BL_5_a_changed_output_that_nobody_finished_with_just_replaces_the_old_one() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    first, second = stand.running()
+    lose_and_rebuild(stand, shuffle, first, 0)
+    assert [kill.task for kill in stand.messages(KillTask)] == [second.task], "a running reader starts again"
+    stand.kill_answers()
+    stand.run(job)
+    assert stand.finished[job] is None and current_generation(stand, shuffle) == 0
+    assert stand.starts(shuffle) == {0: 2, 1: 1, 2: 1, 3: 1}
+
+
+def test_BL_5_results_delivered_from_an_output_that_changed_are_an_error_by_name() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand, reduces=3)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    stand.succeed(stand.one(0))
+    lose_and_rebuild(stand, shuffle, stand.one(1), 0)
+    assert stand.failure(job).condition == "INDETERMINATE_OUTPUT_ROLLBACK"
+    assert current_generation(stand, shuffle) == 1, "S17: in the same step"
+
+
+def test_BL_5_everything_built_on_an_output_that_changed_is_rolled_back() -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    first = lineage.shuffle(lineage.source(2), 2)
+    second = lineage.shuffle(lineage.persist(lineage.read(first)), 2)
+    target = lineage.read(second)
+    job = stand.submit(lineage, target)
+    node = lineage.shuffles[second].parent
+    stand.succeed(stand.one(0), stand.one(1))
+    stand.succeed(stand.one(0), cached=(in_memory(node, 0),))
+    lose_and_rebuild(stand, first, stand.one(1), 0)
+    assert current_generation(stand, first) == current_generation(stand, second) == 1
+    assert stand.core.outputs[second].missing == 2
+    assert not stand.core.blocks.held[node]
+    assert any(drop.nodes == (node,) for drop in stand.messages(DropBlocks))
+    stand.kill_answers()
+    stand.run(job)
+    assert stand.finished[job] is None
+    assert {note["cause"] for note in stand.noted("rollback")} == {first}
+
+
+def test_BL_6_an_output_of_an_older_generation_is_not_taken() -> None:
+    lineage, stand = Lineage(), Stand(executors=3)
+    first = lineage.shuffle(lineage.source(2), 2)
+    second = lineage.shuffle(lineage.read(first), 3)
+    target = lineage.read(second)
+    stand.submit(lineage, target)
+    stand.succeed(stand.one(0), stand.one(1))
+    stand.succeed(stand.one(0))
+    old = stand.one(1)
+    stand.tell("manager-1", WorkerLost(stand.host_of[old.executor], "nobody"))  # a stranger: nothing happens
+    stand.core.recovery.rollback(first, 0)
+    stand.tick()
+    stand.succeed(old)
+    assert stand.core.outputs[second].missing == 2
+    assert stand.kinds()["ended_after_kill"] == 1
+
+
+def test_BL_7_a_finished_job_is_untouched_when_its_shuffle_changes_under_a_later_one() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand)
+    target = lineage.read(shuffle)
+    first = stand.submit(lineage, target)
+    stand.run(first)
+    second = stand.submit(lineage, target)
+    lose_and_rebuild(stand, shuffle, stand.running()[0], 0)
+    stand.kill_answers()
+    stand.run(second)
+    assert stand.finished == {first: None, second: None}
+
+
+# --- Cached partitions ---
+
+
+def cached_job(stand: Stand, count: int = 4) -> tuple[Lineage, int, ShuffleId]:
+    """A persisted node above a shuffle, every partition in the memory of whoever computed it."""
+    lineage = Lineage()
+    shuffle = lineage.shuffle(lineage.source(2), count)
+    node = lineage.persist(lineage.read(shuffle))
+    job = stand.submit(lineage, node)
+    to_the_reduce_side(stand)
+    while job not in stand.finished:
+        task = stand.running()[0]
+        stand.succeed(task, cached=(in_memory(node, task.partition),))
+    return lineage, node, shuffle
+
+
+def test_BL_11_only_the_lost_cached_partitions_are_computed_again() -> None:
+    stand = Stand(executors=2, slots=4)
+    lineage, node, shuffle = cached_job(stand)
+    on_e0 = sorted(p for p, h in stand.core.blocks.held[node].items() if "e0" in h.memory)
+    stand.exit("e0")
+    assert sorted(stand.core.blocks.held[node]) == sorted(set(range(4)) - set(on_e0))
+    for index in range(2):
+        stand.core.recovery.output_lost(shuffle, index, "missing")
+    job = stand.submit(lineage, lineage.map(node))
+    launched = [task for task in stand.launched.values() if task.message.blob == BlobId(job)]
+    assert {t.partition for t in launched} == set(range(4)) - set(on_e0), "S5: only those that are cached"
+    assert {t.executor for t in launched} == {"e1"}, "S5: and only where they are"
+    assert launched[0].message.inputs == (), "no input that is not complete is named"
+    stand.run(job)
+    assert stand.finished[job] is None
+    assert stand.starts(shuffle) == {0: 2, 1: 2}
+
+
+def test_BL_11_a_task_goes_where_its_partition_is_cached_and_waits_for_it_a_while() -> None:
+    stand = Stand(executors=2, locality_wait_s=3.0)
+    lineage, node, _ = cached_job(stand, count=4)
+    blocker = stand.submit(lineage, lineage.source(1))
+    busy = stand.running()[0].executor
+    job = stand.submit(lineage, lineage.map(node))
+    there = {p for p, h in stand.core.blocks.held[node].items() if busy in h.memory}
+    while len(stand.results[job]) < 4 - len(there):
+        stand.succeed(next(t for t in stand.running() if t.message.blob == BlobId(job)))
+    assert not [t for t in stand.running() if t.message.blob == BlobId(job)], (
+        "the rest waits for its executor"
+    )
+    due_s = stand.core.wakeup_s()
+    assert due_s is not None and due_s <= stand.now_s + 3.0
+    stand.pass_time(3.1)
+    while job not in stand.finished:
+        stand.succeed(next(t for t in stand.running() if t.message.blob == BlobId(job)))
+    assert stand.finished[job] is None and blocker not in stand.finished
+
+
+def test_BL_11_nobody_waits_for_an_executor_that_is_gone() -> None:
+    stand = Stand(executors=2, locality_wait_s=3.0)
+    lineage, node, _ = cached_job(stand, count=2)
+    stand.submit(lineage, lineage.source(2))
+    job = stand.submit(lineage, lineage.map(node))
+    stand.exit("e0")
+    stand.add_executor("h0")
+    stand.exit("e1")
+    stand.add_executor("h0")
+    stand.run(job)
+    assert stand.finished[job] is None
+
+
+def test_BL_11_a_cached_block_on_disk_outlives_its_executor_but_not_its_host() -> None:
+    lineage, stand = Lineage(), Stand(executors=2, hosts=2)
+    node = lineage.persist(lineage.source(1))
+    stand.submit(lineage, node)
+    task = stand.one(0)
+    host = stand.host_of[task.executor]
+    stand.succeed(task, cached=(block(node, 0, host, task.executor),))
+    stand.exit(task.executor)
+    job = stand.submit(lineage, lineage.map(node))
+    assert [b.partition for b in stand.one(0).launch.cached] == [0]
+    stand.cancel(job)
+    stand.kill_answers()
+    stand.tell("manager-1", WorkerLost(f"worker-{host}", "gone"))
+    stand.submit(lineage, lineage.map(node))
+    assert stand.one(0).launch.cached == ()
+
+
+def test_a_cached_block_that_cannot_be_read_is_dropped_and_the_task_tries_without_it() -> None:
+    lineage, stand = Lineage(), Stand(executors=1, max_failures=1)
+    node = lineage.persist(lineage.source(1))
+    stand.submit(lineage, node)
+    bad = block(node, 0)
+    stand.succeed(stand.one(0), cached=(bad,))
+    job = stand.submit(lineage, lineage.map(node))
+    task = stand.one(0)
+    ref = bad.block
+    assert ref is not None
+    stand.end(task, FetchFailed(ShuffleId(-1), Generation(0), -1, ref.host, ref.store, "corrupt", "", ref))
+    assert stand.one(0).launch.cached == ()
+    stand.run(job)
+    assert stand.finished[job] is None
+
+
+def test_another_block_that_cannot_be_read_is_tried_again_until_the_budget_is_used_up() -> None:
+    lineage, stand = Lineage(), Stand(executors=1, max_failures=3)
+    job = stand.submit(lineage, lineage.source(1))
+    ref = BlockRef(HostId("driver"), "driver-0", 0, b"slice")
+    for _ in range(3):
+        reason = FetchFailed(ShuffleId(-1), Generation(0), -1, ref.host, ref.store, "missing", "gone", ref)
+        stand.end(stand.one(0), reason)
+    assert stand.failure(job).condition == "BLOCK_LOST"
+
+
+def test_an_unpersisted_node_is_dropped_when_the_jobs_that_use_it_have_ended() -> None:
+    lineage, stand = Lineage(), Stand(executors=1)
+    node = lineage.persist(lineage.source(2))
+    job = stand.submit(lineage, node)
+    stand.succeed(stand.one(0), cached=(in_memory(node, 0),))
+    stand.do(Released(nodes=(node,)))
+    assert stand.core.blocks.tracks(node)
+    stand.succeed(stand.one(1), cached=(in_memory(node, 1),))
+    assert stand.finished[job] is None and not stand.core.blocks.tracks(node)
+    assert stand.messages(DropBlocks)[-1].nodes == (node,)
+
+
+def test_an_evicted_partition_is_no_longer_looked_for_there() -> None:
+    lineage, stand = Lineage(), Stand(executors=1)
+    node = lineage.persist(lineage.source(2))
+    stand.submit(lineage, node)
+    stand.succeed(stand.one(0), cached=(in_memory(node, 0),))
+    stand.succeed(stand.one(1), cached=(in_memory(node, 1),), dropped=((node, 0),))
+    assert list(stand.core.blocks.held[node]) == [1]
+
+
+# --- Hosts ---
+
+
+def test_ST_1_a_full_disk_is_blamed_on_the_host_and_another_host_takes_over() -> None:
+    stand = Stand(executors=2, hosts=2, max_failures=1)
+    lineage, shuffle = wide(stand, maps=4, reduces=1)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    task = stand.running()[0]
+    stand.end(task, HostError("STORAGE_FULL", "no space", 100, 5))
+    while job not in stand.finished:
+        running = stand.running()[0]
+        if running.is_map:
+            assert running.executor != task.executor, "no map task on a full host"
+        stand.succeed(running)
+    assert stand.finished[job] is None
+
+
+def test_ST_1_when_every_host_is_full_the_job_ends_with_the_numbers() -> None:
+    stand = Stand(executors=2, hosts=2)
+    lineage, shuffle = wide(stand, maps=1, reduces=1)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    stand.end(stand.one(0), HostError("STORAGE_FULL", "no space", 100, 5))
+    stand.end(stand.one(0), HostError("STORAGE_FULL", "no space", 100, 5))
+    failure = stand.failure(job)
+    assert failure.condition == "STORAGE_FULL" and "100 bytes needed, 5 free" in failure.text
+
+
+def test_ST_1_the_only_host_is_tried_again_after_its_back_off() -> None:
+    stand = Stand(executors=1)
+    lineage, shuffle = wide(stand, maps=1, reduces=1)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    stand.end(stand.one(0), HostError("STORAGE_FULL", "no space", 100, 5))
+    stand.pass_time(4.0)
+    assert not stand.running()
+    stand.pass_time(2.0)
+    stand.run(job)
+    assert stand.finished[job] is None
+
+
+# --- Slow tasks ---
+
+
+def test_EX_10_a_slow_task_gets_a_twin_elsewhere_and_the_first_success_wins() -> None:
+    lineage = Lineage()
+    stand = Stand(executors=3, speculation=True)
+    job = stand.submit(lineage, lineage.source(12))
+    slow = stand.one(0)
+    stand.start(*stand.running())
+    while len(stand.results[job]) < 11:
+        stand.now_s += 0.05
+        stand.succeed(next(task for task in stand.running() if task.partition != 0))
+    stand.pass_time(2.0)
+    twin = stand.one(0)
+    assert twin is not slow and twin.launch.speculative and twin.executor != slow.executor
+    stand.succeed(twin)
+    assert stand.finished[job] is None
+    assert [kill.task for kill in stand.messages(KillTask)] == [slow.task]
+    stand.succeed(slow)
+    assert stand.results[job][0] == InlineResult(b"0")
+    stand.core.assert_idle()
+
+
+def test_EX_10_no_twin_before_ten_tasks_have_finished() -> None:
+    lineage = Lineage()
+    stand = Stand(executors=3, speculation=True)
+    job = stand.submit(lineage, lineage.source(9))
+    stand.start(*stand.running())
+    while len(stand.results[job]) < 8:
+        stand.succeed(next(task for task in stand.running() if task.partition != 0))
+    stand.pass_time(30.0)
+    assert stand.starts()[0] == 1
+
+
+def test_BL_8_a_failed_twin_leaves_the_original_running() -> None:
+    lineage = Lineage()
+    stand = Stand(executors=3, speculation=True, max_failures=2)
+    job = stand.submit(lineage, lineage.source(12))
+    slow = stand.one(0)
+    stand.start(*stand.running())
+    while len(stand.results[job]) < 11:
+        stand.now_s += 0.05
+        stand.succeed(next(task for task in stand.running() if task.partition != 0))
+    stand.pass_time(2.0)
+    stand.fail(stand.one(0))
+    stand.succeed(slow)
+    assert stand.finished[job] is None
