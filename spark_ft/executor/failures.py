@@ -14,10 +14,13 @@ import threading
 import traceback as tracebacks
 import types
 from collections.abc import Callable
+from typing import TypeVar
 
 from spark_ft.errors import FetchError, InputChanged, StoreFull
 from spark_ft.lineage.narrow import user_stop_iteration
 from spark_ft.protocol.messages import EndReason, HostError, UserError
+
+T = TypeVar("T")
 
 TEXT_MAX = 16 << 10  # characters of an error's own words
 _TRACE_MAX = 64 << 10
@@ -37,47 +40,50 @@ class _TooLong(BaseException):  # noqa: N818 - user code must not swallow it as 
 def reason_of(error: BaseException) -> EndReason:
     """What a task end says of the exception that ended it."""
     error = _told_apart(error)
-    name = type(error).__name__
     match error:
         case FetchError():
             return error.failed
         case StoreFull():
             return HostError("STORAGE_FULL", str(error), error.needed_bytes, error.free_bytes)
+    name, (words, trace) = type(error).__name__, words_and_trace(error)
+    match error:
         case InputChanged():
-            return UserError(name, words_of(error), trace_of(error), error.getCondition() or "", False)
+            return UserError(name, words, trace, error.getCondition() or "", False)
         case UnpicklableResultError():
-            text = f"the task's result cannot be pickled: {error}"[:TEXT_MAX]
-            return UserError("PicklingError", text, trace_of(error), "RESULT_NOT_SERIALIZABLE", False)
+            text = f"the task's result cannot be pickled: {words}"
+            return UserError("PicklingError", text, trace, "RESULT_NOT_SERIALIZABLE", False)
         case SystemExit() | KeyboardInterrupt() | GeneratorExit():
-            code = error.code if isinstance(error, SystemExit) else ""
-            text = _guarded(lambda: f"USER_CODE_EXITED({code})"[:TEXT_MAX], "USER_CODE_EXITED")
-            return UserError(name, text, trace_of(error), "USER_CODE_EXITED")
-    return UserError(name, words_of(error), trace_of(error))
+            code = (words or "0") if isinstance(error, SystemExit) else ""
+            return UserError(name, f"USER_CODE_EXITED({code})", trace, "USER_CODE_EXITED")
+    return UserError(name, words, trace)
 
 
-def words_of(error: BaseException) -> str:
-    """``str(error)``, whatever that does, of bounded length."""
-    return _guarded(lambda: _shortened(str(error)), f"<{type(error).__name__} whose text cannot be had>")
+def words_and_trace(error: BaseException) -> tuple[str, str]:
+    """``str(error)``, asked for once, and the traceback with its chain of causes, without the engine's
+    frames that lead to the user's.  Both of bounded length, whatever user code does meanwhile."""
 
-
-def trace_of(error: BaseException) -> str:
-    """The traceback and its chain of causes, without the engine's frames that lead to the user's."""
-
-    def render() -> str:
+    def render() -> tuple[str, str]:
         whole = tracebacks.TracebackException.from_exception(error)
         _trim(whole)
         text = "".join(_shortened(part).rstrip("\n") + "\n" for part in whole.format())
-        if len(text) <= _TRACE_MAX:
-            return text
-        half = _TRACE_MAX // 2
-        return f"{text[:half]}\n  ... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+        if len(text) > _TRACE_MAX:
+            half = _TRACE_MAX // 2
+            left_out = len(text) - 2 * half
+            text = f"{text[:half]}\n  ... {left_out} characters left out ...\n{text[-half:]}"
+        return _clean(_shortened(str(whole))), _clean(text)
 
-    return _guarded(render, f"{type(error).__name__} (its traceback cannot be rendered)")
+    name = type(error).__name__
+    nothing = f"<{name} whose text cannot be had>", f"{name} (its traceback cannot be rendered)"
+    return _guarded(render, nothing)
 
 
 def _shortened(text: str) -> str:
     left_out = len(text) - TEXT_MAX
     return text if left_out <= 0 else f"{text[:TEXT_MAX]} ... and {left_out} characters more"
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _told_apart(error: BaseException) -> BaseException:
@@ -114,7 +120,7 @@ def _is_users(filename: str) -> bool:
     return not filename.startswith(_LIBRARY) or "site-packages" in filename
 
 
-def _guarded(render: Callable[[], str], fallback: str) -> str:
+def _guarded(render: Callable[[], T], fallback: T) -> T:
     """What user code is asked for while words are made may raise or hang: two seconds, then the fallback.
 
     Only the main thread can be woken; in an executor of several slots a hanging ``__str__`` hangs.
@@ -128,7 +134,7 @@ def _guarded(render: Callable[[], str], fallback: str) -> str:
     try:
         if main:
             signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S, _AGAIN_S)
-        return render().encode("utf-8", "backslashreplace").decode("utf-8")
+        return render()
     except BaseException:  # whatever the user's own code raised
         return fallback
     finally:

@@ -23,7 +23,7 @@ from spark_ft import accumulators, broadcast, closures, failpoints, files, inter
 from spark_ft.clock import perf_s
 from spark_ft.errors import BlockCorrupt, FetchError, StorageError
 from spark_ft.executor.env import Env, ProcessEnv, block_failed
-from spark_ft.executor.failures import UnpicklableResultError, reason_of, trace_of, words_of
+from spark_ft.executor.failures import UnpicklableResultError, reason_of, words_and_trace
 from spark_ft.ids import BlobId, HostId, Incarnation, NodeId
 from spark_ft.lineage.dependency import NarrowDependency
 from spark_ft.lineage.narrow import fuse
@@ -148,7 +148,7 @@ class TaskRunner:
         except (interrupts.TaskKilled, FetchError):
             raise
         except BaseException as error:  # user modules may do anything when they are imported
-            return NotLoadable(type(error).__name__, words_of(error), trace_of(error))
+            return NotLoadable(type(error).__name__, *words_and_trace(error))
         records = attempt.pipeline(stage.target, launch.partition)
         if stage_launch.output is None:
             assert stage.function is not None
