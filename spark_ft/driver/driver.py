@@ -117,7 +117,8 @@ class Driver:
         self._reader = StoreReader(self._roots)
         data_endpoint = self.cluster.endpoint("driver-data")
         self._server = BlockServer(data_endpoint, self._token, serve(self._reader, DRIVER_HOST))
-        own = replace(settings, max_failures=self.cluster.max_failures)  # the master may say
+        layout = self.cluster.layout  # the master may say more than the settings do
+        own = replace(settings, max_failures=layout.max_failures, executor_memory_bytes=layout.memory_bytes)
         self._core = SchedulerCore(own, self.me, self.app_id, versions())
         self._host = Host(
             self._core,

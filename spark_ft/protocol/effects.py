@@ -95,7 +95,7 @@ class Released:
 
 @record
 class ResourcesGranted:
-    """The cluster manager promises (or takes back) executors: how many are to be expected."""
+    """Executors have been asked for: how many the application is to have."""
 
     expected: int
 

@@ -102,7 +102,9 @@ class Liveness:
                 self._executors.fence(sender)
                 return
             worker = self._executors.worker(hello.worker, hello.host, now_s)
-            executor = ExecutorState(sender, worker, hello.host, hello.pid, hello.slots, now_s)
+            executor = ExecutorState(
+                sender, worker, hello.host, hello.pid, hello.slots, self._settings.prefetch_tasks, now_s
+            )
             self._executors.add(executor)
             self._turn.note(
                 "executor_added", executor=sender, host=hello.host, pid=hello.pid, slots=hello.slots
