@@ -75,6 +75,8 @@ class Attempts:
         del executor.running[attempt.task_id]
         self.queued.pop(attempt.task_id, None)
         self.killing.pop(attempt.task_id, None)
+        if run_s:
+            self._executors.took(executor, run_s)
         self._executors.touch(executor)
         if attempt.started_s is None:
             attempt.stage.give_back(attempt.task.partition, attempt.number)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _EXIT_REPORT_S = 2.0  # a process whose link is gone has ended, or is ended, within
 _FENCED_MAX = 10_000
+LOOKAHEAD_S = 0.004  # of work that may stand in an executor's queue
+DEPTH_MAX = 16
 
 
 class WorkerState:
@@ -43,17 +45,26 @@ class ExecutorState:
     """One live executor.  ``running`` holds every attempt it was sent and has not ended, in order."""
 
     __slots__ = (
-        "blobs", "cpu_grew_s", "cpu_s", "doomed", "gone_s", "heard_s", "host", "id", "outputs", "pid",
-        "purging", "running", "slots", "stopped_s", "worker",
+        "blobs", "cpu_grew_s", "cpu_s", "depth", "doomed", "gone_s", "heard_s", "host", "id", "mean_s",
+        "outputs", "pid", "purging", "running", "slots", "stopped_s", "worker",
     )  # fmt: skip
 
     def __init__(
-        self, id: Incarnation, worker: WorkerState, host: HostId, pid: int, slots: int, now_s: float
+        self,
+        id: Incarnation,
+        worker: WorkerState,
+        host: HostId,
+        pid: int,
+        slots: int,
+        depth: int,
+        now_s: float,
     ) -> None:
         self.id, self.worker, self.host, self.pid, self.slots = id, worker, host, pid, slots
         self.running: dict[TaskId, Attempt] = {}
         self.blobs: set[BlobId] = set()  # sent to it and not dropped
         self.outputs: dict[ShuffleId, tuple[Generation, int]] = {}  # newest MapOutputs sent
+        self.mean_s = LOOKAHEAD_S  # how long its attempts take, the latest counting most
+        self.depth = depth  # attempts that may stand in its queue behind the running ones
         self.heard_s = now_s
         self.cpu_s = -1.0
         self.cpu_grew_s = now_s
@@ -147,10 +158,21 @@ class Executors:
             self.idle[executor.id] = executor
         else:
             self.idle.pop(executor.id, None)
-        if count < executor.slots + self._settings.prefetch_tasks:
+        # Filled up when half of its queue is gone, so that short tasks travel several at a time.
+        if count <= executor.slots + executor.depth // 2 and executor.depth:
             self.roomy[executor.id] = executor
-        else:
+        elif count >= executor.slots + executor.depth:
             self.roomy.pop(executor.id, None)
+
+    def took(self, executor: ExecutorState, run_s: float) -> None:
+        """An attempt there took so long: the shorter they are, the more may stand in its queue.
+
+        A queue bridges the way to the driver and back, ``LOOKAHEAD_S``; what stands in it for long
+        while other slots are free is asked back (placement.py).
+        """
+        executor.mean_s += (run_s - executor.mean_s) / 4
+        wanted = int(LOOKAHEAD_S / max(executor.mean_s, 1e-6))
+        executor.depth = max(self._settings.prefetch_tasks, min(DEPTH_MAX, wanted))
 
     def others(self, executors: set[Incarnation], hosts: set[HostId]) -> bool:
         """Whether some executor takes tasks that is neither among these nor on these hosts."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spark_ft.scheduler.executors import DEPTH_MAX
 from spark_ft.scheduler.taskset import Attempt, Mode, State
 
 if TYPE_CHECKING:
@@ -98,10 +99,12 @@ def _check_executors(core: SchedulerCore) -> None:
         assert executors.workers[executor.worker.id] is executor.worker
         assert executor.worker.executors[executor.id] is executor, "S28"
         room = executor.slots - len(executor.running)
-        assert room >= -core.settings.prefetch_tasks, "S12"
+        assert room >= -max(DEPTH_MAX, core.settings.prefetch_tasks), "S12"
         assert (executor.id in executors.idle) == (executor.accepting and room > 0), "S12"
-        roomy = executor.accepting and room + core.settings.prefetch_tasks > 0
-        assert (executor.id in executors.roomy) == roomy, "S12"
+        if executor.id in executors.roomy:
+            assert executor.accepting and room + executor.depth > 0, "S12"
+        else:
+            assert not executor.accepting or not executor.depth or room + executor.depth // 2 < 0, "S12"
         for task_id, attempt in executor.running.items():
             assert attempt.executor is executor and attempt.task_id == task_id, "S28"
             assert attempt.counts == (attempt in attempt.task.attempts), "S9"
