@@ -117,7 +117,7 @@ def dump_stage(
         stack.append((node, True))
         stack.extend(
             (d.parent, False)
-            for d in reversed(node.dependencies)
+            for d in reversed(node.unfolded())
             if isinstance(d, NarrowDependency) and d.parent.id not in index
         )
     nodes = []
@@ -129,7 +129,7 @@ def dump_stage(
         links.append(
             tuple(
                 (index[d.parent.id], d.mapping) if isinstance(d, NarrowDependency) else (_reduce_side(d),)
-                for d in node.dependencies
+                for d in node.unfolded()
             )
         )
     parts = (nodes, links, function, None if output is None else _map_side(output))

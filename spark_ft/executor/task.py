@@ -25,7 +25,7 @@ from spark_ft.errors import BlockCorrupt, FetchError, StorageError
 from spark_ft.executor.env import Env, ProcessEnv, block_failed
 from spark_ft.executor.failures import UnpicklableResultError, reason_of, words_and_trace
 from spark_ft.ids import BlobId, HostId, Incarnation, NodeId
-from spark_ft.lineage.dependency import NarrowDependency
+from spark_ft.lineage.dependency import NarrowDependency, served
 from spark_ft.lineage.narrow import fuse
 from spark_ft.lineage.node import Node
 from spark_ft.protocol.effects import Forget, LearnHosts, LoadBlob, RunTask
@@ -304,13 +304,9 @@ class _Step:
         self.node, self.partition = node, partition
         self.inputs: list[tuple[NodeId, int]] = []
         self.run: list[tuple[str, Callable[..., Any]]] | None = None
-        self.persisted = _is_persisted(node)
+        self.persisted = node.is_persisted
         self.held: Callable[[], Iterator[Any]] | None = None
         self.uses, self.weight = 0, 1
-
-
-def _is_persisted(node: Node) -> bool:
-    return node.storage.useMemory or node.storage.useDisk
 
 
 _Held = Callable[[Node, int], Callable[[], Iterator[Any]] | None]
@@ -337,7 +333,7 @@ def _plan(target: Node, partition: int, held: _Held) -> list[_Step]:
         if step.held is None:
             top = node
             run = []
-            while top.op is not None and (top is node or not _is_persisted(top)):
+            while top.op is not None and (top is node or not top.is_persisted):
                 run.append(top.op)
                 below_it = top.dependencies[0]
                 assert isinstance(below_it, NarrowDependency)
@@ -347,12 +343,7 @@ def _plan(target: Node, partition: int, held: _Held) -> list[_Step]:
                 step.weight = min(len(run), 32)
                 below = [(top, index)]
             else:
-                below = [
-                    (d.parent, p)
-                    for d in node.dependencies
-                    if isinstance(d, NarrowDependency)
-                    for p in d.mapping.parents(index)
-                ]
+                below = [(d.parent, p) for d, p in served(node.dependencies, index)]
         children[key] = below
         step.inputs = [(n.id, p) for n, p in below]
         stack.append((node, index, True))

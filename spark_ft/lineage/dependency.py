@@ -11,9 +11,10 @@ never hold a function.  (Idea: Spark's Dependency.scala.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from spark_ft.ids import Fingerprint, ShuffleId
 from spark_ft.records import record
@@ -125,3 +126,33 @@ class ShuffleDependency:
 
 
 Dependency = NarrowDependency | ShuffleDependency
+
+
+class Mapped(Protocol):
+    """A narrow dependency, or its shape."""
+
+    @property
+    def mapping(self) -> Mapping: ...
+
+
+M = TypeVar("M", bound=Mapped)
+
+
+def served(dependencies: Sequence[M | ShuffleDependency], partition: int) -> Iterator[tuple[M, int]]:
+    """What one partition needs of narrow dependencies: (dependency, parent partition), in order.
+
+    Where there are spans there is nothing else, and they follow one another (union): then the one that
+    matters is found by halving, or the tasks of a union of thousands would cost their square (BL-16).
+    """
+    if len(dependencies) > 1 and _start(dependencies[0]) >= 0:
+        at = bisect_right(dependencies, partition, key=_start) - 1
+        dependencies = dependencies[at : at + 1]
+    for dependency in dependencies:
+        if not isinstance(dependency, ShuffleDependency):
+            for parent in dependency.mapping.parents(partition):
+                yield dependency, parent
+
+
+def _start(dependency: Mapped | ShuffleDependency) -> int:
+    mapping = None if isinstance(dependency, ShuffleDependency) else dependency.mapping
+    return mapping.start if isinstance(mapping, Span) else -1

@@ -28,7 +28,15 @@ from typing import Any
 
 from spark_ft.errors import PySparkRuntimeError
 from spark_ft.ids import NodeId
-from spark_ft.lineage.dependency import Groups, NarrowDependency, OneToOne, Quotient, Remainder, Span
+from spark_ft.lineage.dependency import (
+    Dependency,
+    Groups,
+    NarrowDependency,
+    OneToOne,
+    Quotient,
+    Remainder,
+    Span,
+)
 from spark_ft.lineage.node import Node, TaskEnv
 from spark_ft.lineage.partitioner import Partitioner
 
@@ -312,6 +320,25 @@ class Union(Node):
     @property
     def partition_count(self) -> int:
         return self._count
+
+    def unfolded(self) -> tuple[Dependency, ...]:
+        """Reaches through unions that are not persisted.  Parents without partitions are left out, so
+        there are never more dependencies than partitions, however the unions are shared (BL-17)."""
+        found: list[Dependency] = []
+        start = 0
+        stack: list[Node] = [self]
+        while stack:
+            node = stack.pop()
+            count = node.partition_count
+            if not count:
+                continue
+            if isinstance(node, Union) and (node is self or not node.is_persisted):
+                parents = [d.parent for d in node.dependencies if isinstance(d, NarrowDependency)]
+                stack.extend(reversed(parents))
+            else:
+                found.append(NarrowDependency(node, Span(start, count)))
+                start += count
+        return tuple(found)
 
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
         return inputs[0]

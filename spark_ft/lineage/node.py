@@ -84,11 +84,20 @@ class Node:
     def partition_count(self) -> int:
         raise NotImplementedError(type(self).__name__)
 
+    @property
+    def is_persisted(self) -> bool:
+        return self.storage.useMemory or self.storage.useDisk
+
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
         raise NotImplementedError(type(self).__name__)
 
     def preferred(self, partition: int) -> Sequence[HostId]:
         return ()
+
+    def unfolded(self) -> tuple[Dependency, ...]:
+        """``dependencies`` as they are planned and shipped: a kind that only hands partitions on may look
+        through parents of its own kind, so that a long chain of them is one step (BL-16)."""
+        return self.dependencies
 
     def ship(self) -> Node:
         """A shallow copy to be sent to an executor, leaving out what only the driver needs.

@@ -67,7 +67,7 @@ def shape_of(target: Node) -> LineageShape:
             continue
         narrow: list[NarrowShape] = []
         wide: list[ShuffleId] = []
-        for dependency in node.dependencies:
+        for dependency in node.unfolded():
             if isinstance(dependency, NarrowDependency):
                 narrow.append(NarrowShape(dependency.parent.id, dependency.mapping))
                 stack.append(dependency.parent)
@@ -76,13 +76,17 @@ def shape_of(target: Node) -> LineageShape:
                 shuffles[dependency.shuffle] = _shuffle_shape(dependency)
                 assert dependency.parent is not None
                 stack.append(dependency.parent)
-        count = node.partition_count
-        preferred = {p: tuple(hosts) for p in range(count) if (hosts := node.preferred(p))}
-        persisted = node.storage.useMemory or node.storage.useDisk
+        name, preferred = type(node).__name__, _preferred(node)
         nodes[node.id] = NodeShape(
-            node.id, count, tuple(narrow), tuple(wide), persisted, preferred, type(node).__name__
+            node.id, node.partition_count, tuple(narrow), tuple(wide), node.is_persisted, preferred, name
         )
     return LineageShape(target.id, nodes, shuffles)
+
+
+def _preferred(node: Node) -> dict[int, tuple[HostId, ...]]:
+    if type(node).preferred is Node.preferred:
+        return {}  # most kinds: not worth asking for each partition
+    return {p: tuple(hosts) for p in range(node.partition_count) if (hosts := node.preferred(p))}
 
 
 def _shuffle_shape(dependency: ShuffleDependency) -> ShuffleShape:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
+from spark_ft.lineage.dependency import served
 from spark_ft.protocol.messages import BlockRef, CachedBlock
 from spark_ft.scheduler.stage import StageTree
 
@@ -182,8 +183,7 @@ def survey(tree: StageTree, partition: int, blocks: CachedBlocks, trust_memory: 
             found.needs[shuffle] = None
         if node.preferred and not found.hosts:
             found.hosts = node.preferred.get(key[1], ())
-        for dependency in node.narrow:
-            stack.extend((dependency.parent, parent) for parent in dependency.mapping.parents(key[1]))
+        stack.extend((dependency.parent, parent) for dependency, parent in served(node.narrow, key[1]))
     return found
 
 

@@ -8,6 +8,7 @@ import pytest
 from spark_ft import closures
 from spark_ft.errors import PySparkRuntimeError
 from spark_ft.lineage import narrow
+from spark_ft.lineage.dependency import served
 from spark_ft.lineage.narrow import (
     FILTER,
     FLAT_MAP,
@@ -25,6 +26,7 @@ from spark_ft.lineage.narrow import (
     second,
 )
 from spark_ft.lineage.shape import shape_of
+from spark_ft.storagelevel import StorageLevel
 from tests.unit.rdd.inprocess import InProcess, Slices
 
 OPS = [
@@ -155,6 +157,31 @@ def test_union_maps_each_partition_to_one_parent(session):
         [(d.parent.id, p) for d in union.dependencies for p in d.mapping.parents(index)] for index in range(5)
     ]
     assert parents == [[(0, 0)], [(0, 1)], [(0, 2)], [(1, 0)], [(1, 1)]]
+
+
+def test_unions_of_unions_are_planned_as_one_save_where_one_is_persisted(session):
+    a, b, c, d = (Slices(session.new_node_id(), [[i], [i]]) for i in range(4))
+    empty = Slices(session.new_node_id(), [])
+    inner = narrow.Union(session.new_node_id(), [a, empty, b])
+    kept = narrow.Union(session.new_node_id(), [inner, c])
+    outer = narrow.Union(session.new_node_id(), [kept, d, kept])
+
+    def needs(node):
+        every = range(node.partition_count)
+        return [(found.parent, p) for i in every for found, p in served(node.unfolded(), i)]
+
+    flat = [(node, p) for node in (a, b, c) for p in range(2)]
+    assert needs(outer) == [*flat, (d, 0), (d, 1), *flat]
+    kept.storage = StorageLevel.DISK_ONLY
+    assert needs(outer) == [*[(kept, p) for p in range(6)], (d, 0), (d, 1), *[(kept, p) for p in range(6)]]
+    assert needs(kept) == flat
+
+
+def test_empty_unions_that_share_their_parents_cost_nothing(session):
+    node = Slices(session.new_node_id(), [])
+    for _ in range(100):
+        node = narrow.Union(session.new_node_id(), [node, node])
+    assert node.unfolded() == ()
 
 
 @pytest.mark.parametrize(
