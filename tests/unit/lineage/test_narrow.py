@@ -159,9 +159,16 @@ def test_union_maps_each_partition_to_one_parent(session):
     assert parents == [[(0, 0)], [(0, 1)], [(0, 2)], [(1, 0)], [(1, 1)]]
 
 
+def none_of(session):
+    """A source without a partition."""
+    source = Slices(session.new_node_id(), [], 1)
+    source.slices = []
+    return source
+
+
 def test_unions_of_unions_are_planned_as_one_save_where_one_is_persisted(session):
-    a, b, c, d = (Slices(session.new_node_id(), [[i], [i]]) for i in range(4))
-    empty = Slices(session.new_node_id(), [])
+    a, b, c, d = (Slices(session.new_node_id(), [i, i], 2) for i in range(4))
+    empty = none_of(session)
     inner = narrow.Union(session.new_node_id(), [a, empty, b])
     kept = narrow.Union(session.new_node_id(), [inner, c])
     outer = narrow.Union(session.new_node_id(), [kept, d, kept])
@@ -178,7 +185,7 @@ def test_unions_of_unions_are_planned_as_one_save_where_one_is_persisted(session
 
 
 def test_empty_unions_that_share_their_parents_cost_nothing(session):
-    node = Slices(session.new_node_id(), [])
+    node = none_of(session)
     for _ in range(100):
         node = narrow.Union(session.new_node_id(), [node, node])
     assert node.unfolded() == ()
