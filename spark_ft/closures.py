@@ -13,6 +13,7 @@ gets instances of its own classes back.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
@@ -138,7 +139,7 @@ def dump_stage(
     except PySparkException:
         raise  # a context or an RDD inside the closure: says so itself
     except Exception as error:  # user objects may raise anything while they are pickled
-        raise _not_serializable(error, order, function) from error
+        raise _not_serializable(error, order, function, output) from error
     return pickle.dumps((_main_classes(), payload), _PROTOCOL)
 
 
@@ -195,14 +196,20 @@ def load_stage(data: bytes) -> Stage:
 # --- Finding the culprit --------------------------------------------------------------------
 
 
-def _not_serializable(error: Exception, nodes: list[Node], function: Any) -> pickle.PicklingError:
+def _not_serializable(
+    error: Exception, nodes: list[Node], function: Any, output: ShuffleDependency | None
+) -> pickle.PicklingError:
     text = f"Could not serialize object: {type(error).__name__}: {error}"
-    for node in reversed(nodes):
-        for slot, value in _attributes(node):
-            if (path := _culprit(value, slot)) is not None:
-                return pickle.PicklingError(f"{text}\n[CLOSURE_NOT_SERIALIZABLE] it is reached by: {path}")
-    if (path := _culprit(function, "function")) is not None:
-        return pickle.PicklingError(f"{text}\n[CLOSURE_NOT_SERIALIZABLE] it is reached by: {path}")
+    suspects = [item for node in reversed(nodes) for item in _attributes(node)]
+    suspects.append(("function", function))
+    for shuffle in (*(d for node in nodes for d in node.dependencies), output):
+        if isinstance(shuffle, ShuffleDependency):
+            suspects += _attributes(shuffle.aggregator) + _attributes(shuffle.ordering)
+            if shuffle is output:
+                suspects.append(("the partition function", shuffle.partitioner.function))
+    for name, value in suspects:
+        if (path := _culprit(value, name)) is not None:
+            return pickle.PicklingError(f"{text}\n[CLOSURE_NOT_SERIALIZABLE] it is reached by: {path}")
     return pickle.PicklingError(text)
 
 
@@ -251,6 +258,10 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
             if name in value.__globals__:
                 yield f"global {name!r}", value.__globals__[name]
         yield from ((f"default {i}", d) for i, d in enumerate(value.__defaults__ or ()))
+    elif isinstance(value, functools.partial):
+        yield "function", value.func
+        yield from ((f"argument {i}", item) for i, item in enumerate(value.args))
+        yield from ((f"argument {key!r}", item) for key, item in value.keywords.items())
     elif isinstance(value, dict):
         yield from ((f"[{key!r}]", item) for key, item in list(value.items())[:1000])
     elif isinstance(value, (list, tuple, set, frozenset)):
