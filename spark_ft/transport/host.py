@@ -95,8 +95,7 @@ class Host:
     ``peer_silence_s``: a peer of which nothing at all came for so long is PeerGone; None: never.
     ``on_error`` gets what the core or a callback raised; unless given, it ends the loop.
 
-    ``dropped`` counts frames and messages that were refused, by reason; ``performed`` messages in and
-    out are in ``received_count`` and ``sent_count``.
+    ``dropped`` counts frames and messages that were refused or could not be sent, by reason.
     """
 
     def __init__(

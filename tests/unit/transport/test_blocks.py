@@ -19,7 +19,7 @@ from spark_ft.errors import (
     ClusterError,
     StorageError,
 )
-from spark_ft.transport import blocks
+from spark_ft.transport import blockclient, blockserver
 from spark_ft.transport.blocks import PIECE_BYTES, BlockClient, BlockServer, RemoteFetch
 from tests.unit.transport.hosting import in_child, open_fds, until
 
@@ -296,12 +296,12 @@ def test_NET_10_what_the_client_holds_is_bounded_by_its_window_whatever_is_slow(
 def test_all_credit_comes_back_whatever_happened_on_the_way(place, client, monkeypatch):
     runs = []
 
-    class Watched(blocks._Fetch):
+    class Watched(blockclient._Fetch):
         def __init__(self, *args) -> None:
             super().__init__(*args)
             runs.append(self)
 
-    monkeypatch.setattr(blocks, "_Fetch", Watched)
+    monkeypatch.setattr(blockclient, "_Fetch", Watched)
     one = place()
     one.shelf.items = {b"x": [bytes(PIECE_BYTES + 1)] * 5, b"y": [b"y"]}
     failpoints.arm("blocks.send=drop@4")
@@ -388,7 +388,7 @@ def test_a_request_that_waited_too_long_for_credit_is_opened_again(place, client
     one = place()
     chunks = [bytes([n]) * PIECE_BYTES for n in range(20)]
     one.shelf.items = {b"x": chunks}
-    monkeypatch.setattr(blocks, "IDLE_S", 0.05)
+    monkeypatch.setattr(blockserver, "IDLE_S", 0.05)
     stream = client({"a": one.server.endpoint}, retries=1).fetch([("a", b"x")])
     got = [next(stream)]
     until(lambda: one.shelf.closed == [b"x"])  # forgotten while the caller was busy
