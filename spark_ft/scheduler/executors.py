@@ -174,9 +174,11 @@ class Executors:
         wanted = int(LOOKAHEAD_S / max(executor.mean_s, 1e-6))
         executor.depth = max(self._settings.prefetch_tasks, min(DEPTH_MAX, wanted))
 
-    def others(self, executors: set[Incarnation], hosts: set[HostId]) -> bool:
-        """Whether some executor takes tasks that is neither among these nor on these hosts."""
-        return any(e.accepting and e.id not in executors and e.host not in hosts for e in self.live.values())
+    def others(self, executors: set[Incarnation], hosts: set[HostId], idle: bool = False) -> bool:
+        """Whether some executor takes tasks (``idle``: this very moment) that is neither among these nor
+        on these hosts."""
+        those = self.idle if idle else self.live
+        return any(e.accepting and e.id not in executors and e.host not in hosts for e in those.values())
 
     # --- Who is silent ---
 

@@ -31,6 +31,7 @@ from spark_ft.scheduler.stage import Stage
 from spark_ft.settings import Settings
 
 _RECORDS_MAX = 100  # attempts of one task that an error tells of
+_PROOF = 2  # executors (TK-2)
 _AVOID_S = 5.0  # so long a failed task waits for an executor it has not failed on
 
 Reads = tuple[tuple[ShuffleId, Generation], ...]
@@ -299,10 +300,12 @@ class TaskSet:
             trouble = task.trouble
             assert trouble is not None
             refused = executor.id in trouble.avoid or executor.host in trouble.avoid_hosts
+            # Two that it has failed on are proof enough: a third is not waited for while it is busy.
+            proved = len(trouble.avoid) >= _PROOF and not trouble.avoid_hosts
             if (
                 refused
                 and now_s < trouble.avoid_until_s
-                and executors.others(trouble.avoid, trouble.avoid_hosts)
+                and executors.others(trouble.avoid, trouble.avoid_hosts, idle=proved)
             ):
                 index += 1
                 continue

@@ -72,6 +72,18 @@ def test_TK_2_failures_are_spread_over_executors_where_there_is_a_choice() -> No
     assert len(set(used[:3])) == 3 and len(used) == 4
 
 
+def test_TK_2_once_two_executors_have_failed_it_a_busy_third_is_not_waited_for() -> None:
+    lineage, stand = Lineage(), Stand(executors=3)
+    job = stand.submit(lineage, lineage.source(2))
+    sibling = stand.one(1)
+    used = []
+    while job not in stand.finished:
+        used.append(stand.one(0).executor)
+        stand.fail(stand.one(0))
+    assert stand.failure(job).condition == "TASK_FAILED" and sibling.executor not in used
+    assert len(used) == 4 and len(set(used)) == 2
+
+
 def test_TK_2_the_only_executor_gets_the_task_again_at_once() -> None:
     lineage, stand = Lineage(), Stand(executors=1, max_failures=2)
     job = stand.submit(lineage, lineage.source(1))
