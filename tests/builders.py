@@ -154,6 +154,7 @@ class Launched:
     executor: Incarnation
     message: LaunchTasks
     launch: Launch
+    outputs: dict[ShuffleId, MapOutputs]  # its inputs, as its executor knew them at launch
 
     @property
     def task(self) -> TaskId:
@@ -300,12 +301,16 @@ class Stand:
     def fail(self, task: Launched, text: str = "no", **fields: Any) -> None:
         self.end(task, UserError("ValueError", text, f"Traceback: {text}", **fields))
 
-    def fetch_failed(self, task: Launched, map_index: int, evidence: str = "missing") -> None:
+    def fetch_failed(
+        self, task: Launched, map_index: int, evidence: str = "missing", others: tuple[int, ...] = ()
+    ) -> None:
         """The attempt could not read one of the outputs that it was told of."""
         read = task.message.inputs[0]
-        outputs = self.told[task.executor][read.shuffle]
+        outputs = task.outputs[read.shuffle]
         status = outputs.statuses[map_index]
-        reason = FetchFailed(read.shuffle, outputs.generation, map_index, status.host, status.store, evidence)
+        reason = FetchFailed(
+            read.shuffle, outputs.generation, map_index, status.host, status.store, evidence, others=others
+        )
         self.end(task, reason)
 
     def exit(
@@ -388,9 +393,11 @@ class Stand:
                 for read in message.inputs:
                     outputs = self.told[to][read.shuffle]
                     assert (outputs.generation, outputs.version) == (read.generation, read.version), "S5"
+                outputs = {read.shuffle: self.told[to][read.shuffle] for read in message.inputs}
                 for launch in message.tasks:
                     assert launch.task not in self.launched, "task ids are never used again"
-                    self.launched[launch.task] = self.open[launch.task] = Launched(to, message, launch)
+                    launched = Launched(to, message, launch, outputs)
+                    self.launched[launch.task] = self.open[launch.task] = launched
             case MapOutputs():
                 self.told.setdefault(to, {})[message.shuffle] = message
 

@@ -123,7 +123,8 @@ class FetchFailed:
     """A block that the task needs could not be read.  Never blamed on the task.
 
     ``evidence`` is one of missing, corrupt, incomplete, expired, refused, timeout.  ``map_index``
-    is -1 and ``block`` set when it was not a shuffle block.
+    is -1 and ``block`` set when it was not a shuffle block.  ``others``: map indices whose outputs, of
+    the same shuffle and in the same store, cannot be read either.
     """
 
     shuffle: ShuffleId
@@ -134,6 +135,7 @@ class FetchFailed:
     evidence: str
     text: str = ""
     block: BlockRef | None = None
+    others: tuple[int, ...] = ()
 
 
 @record

@@ -16,6 +16,7 @@ Invariants
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import assert_never
 
 from spark_ft.ids import Incarnation, TaskId
@@ -312,7 +313,7 @@ class Ends:
         if (
             outputs is None
             or outputs.generation != reason.generation
-            or reason.map_index >= outputs.map_count
+            or not 0 <= reason.map_index < outputs.map_count
         ):
             return None
         status = outputs.statuses[reason.map_index]
@@ -330,7 +331,8 @@ class Ends:
     def _recover(self, attempt: Attempt, reason: FetchFailed) -> None:
         """Drop what was proved unreadable; the stage attempt that met it is over."""
         stage = attempt.stage
-        self._recovery.output_lost(reason.shuffle, reason.map_index, reason.evidence)
+        lost = [i for i in reason.others if self._registered(replace(reason, map_index=i)) is not None]
+        self._recovery.outputs_lost(reason.shuffle, [reason.map_index, *lost], reason.evidence)
         if reason.evidence == "corrupt" and self._health.corrupt(reason.host, reason.store):
             self._recovery.store_lost(reason.host, reason.store)
         if not stage.under_way or attempt.task.attempts:  # its end has been counted, or a twin still runs

@@ -148,10 +148,11 @@ class Recovery:
 
     # --- Things go ---
 
-    def output_lost(self, shuffle: ShuffleId, map_index: int, evidence: str) -> None:
-        """One output cannot be read."""
-        self._outputs[shuffle].drop(map_index)
-        self._outputs_lost({shuffle: [map_index]}, evidence)
+    def outputs_lost(self, shuffle: ShuffleId, map_indices: list[int], evidence: str) -> None:
+        """These outputs cannot be read."""
+        for index in map_indices:
+            self._outputs[shuffle].drop(index)
+        self._outputs_lost({shuffle: map_indices}, evidence)
 
     def store_lost(self, host: HostId, store: str) -> None:
         """A store is given up: nothing in it is used any more, and nothing more is written there."""

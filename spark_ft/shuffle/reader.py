@@ -22,9 +22,18 @@ from spark_ft.errors import (
 from spark_ft.ids import HostId
 from spark_ft.protocol.messages import FetchFailed, MapOutputs, MapStatus
 from spark_ft.rows import Batch
-from spark_ft.storage.blocks import OutputKey, StoreReader, pack_slice, receive_slice
+from spark_ft.storage.blocks import (
+    OutputKey,
+    StoreReader,
+    pack_lacking,
+    pack_slice,
+    receive_lacking,
+    receive_slice,
+)
 from spark_ft.transport.blocks import BlockClient, RemoteFetch
 
+_ASKED_MAX = 20_000  # outputs in one request, which has at most a megabyte
+_NETWORK = ("refused", "timeout")
 _EVIDENCE = {BlockMissing: "missing", BlockExpired: "expired", BlockIncomplete: "incomplete"}
 
 
@@ -61,10 +70,13 @@ class ShuffleReader:
                 for buffer in buffers:
                     yield from rows.iter_batches(buffer)
             except RemoteFetch as error:
-                raise _failed(outputs, remote[error.index], error.evidence, error.text) from error
+                status = remote[error.index]
+                others = () if error.evidence in _NETWORK else self._others(outputs, status)
+                raise _failed(outputs, status, error.evidence, error.text, others) from error
             except StorageError as error:
                 evidence = _EVIDENCE.get(type(error), "corrupt")
-                raise _failed(outputs, status, evidence, error.getMessage()) from error
+                others = self._others(outputs, status)
+                raise _failed(outputs, status, evidence, error.getMessage(), others) from error
 
     def _fetch(
         self, outputs: MapOutputs, remote: list[MapStatus], reduce_index: int
@@ -83,11 +95,34 @@ class ShuffleReader:
             yield (piece for _, piece in answer)
 
 
+    def _others(self, outputs: MapOutputs, failed: MapStatus) -> tuple[int, ...]:
+        """Map indices that cannot be read either, of those in the store of ``failed``: told together, they
+        are rebuilt together (BL-9).  Only what is proved unreadable is named (BL-1)."""
+        rest = [
+            status
+            for status in outputs.statuses
+            if (status.host, status.store) == (failed.host, failed.store) and status is not failed
+        ][:_ASKED_MAX]
+        asked = [(status.segment, _key(outputs, status)) for status in rest]
+        try:
+            if failed.host in self._local_hosts:
+                lacking = self._reader.lacking(failed.host, failed.store, asked)
+            else:
+                assert self._client is not None  # it has answered just now
+                request = (failed.host, pack_lacking(failed.store, asked))
+                lacking = receive_lacking(b"".join(piece for _, piece in self._client().fetch([request])))
+        except (StorageError, RemoteFetch):  # nothing is proved of the others
+            return ()
+        return tuple(sorted(rest[position].map_index for position in lacking if position < len(rest)))
+
+
 def _key(outputs: MapOutputs, status: MapStatus) -> OutputKey:
     return OutputKey(outputs.fingerprint, status.generation, status.map_index, status.attempt)
 
 
-def _failed(outputs: MapOutputs, status: MapStatus, evidence: str, text: str) -> FetchError:
+def _failed(
+    outputs: MapOutputs, status: MapStatus, evidence: str, text: str, others: tuple[int, ...] = ()
+) -> FetchError:
     return FetchError(
         FetchFailed(
             outputs.shuffle,
@@ -97,5 +132,6 @@ def _failed(outputs: MapOutputs, status: MapStatus, evidence: str, text: str) ->
             status.store,
             evidence,
             text,
+            others=others,
         )
     )

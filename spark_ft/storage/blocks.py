@@ -34,8 +34,10 @@ from spark_ft.storage.lmdb_env import Segment, SegmentFull
 from spark_ft.storage.reading import (
     StoreReader,
     pack_block,
+    pack_lacking,
     pack_slice,
     receive_block,
+    receive_lacking,
     receive_slice,
     serve,
 )
@@ -46,8 +48,10 @@ __all__ = [
     "StoreReader",
     "StoreWriter",
     "pack_block",
+    "pack_lacking",
     "pack_slice",
     "receive_block",
+    "receive_lacking",
     "receive_slice",
     "serve",
 ]
@@ -185,9 +189,12 @@ class StoreWriter:
             raise StorageError(f"{self.path} has been sealed: its writer was given up", "STORE_SEALED")
 
     def _active(self) -> tuple[int, Segment]:
-        if not self._segments:
+        """The segment to write to.  One whose file was taken away is left: what it held is lost to all
+        others, and whatever else went there would be too (BL-1)."""
+        number = next(reversed(self._segments), -1)
+        if number < 0 or not self._segments[number].is_in_place:
             self._new_segment()
-        number = next(reversed(self._segments))
+            number = next(reversed(self._segments))
         return number, self._segments[number]
 
     def _new_segment(self) -> None:

@@ -171,6 +171,11 @@ class Segment:
     def is_open(self) -> bool:
         return self._env is not None
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether others who open its path find this very file."""
+        return _inode(self.path) == self.inode
+
     def _open_env(self) -> lmdb.Environment:
         if self._env is None:
             raise BlockMissing(f"{self.path} is closed in this process")

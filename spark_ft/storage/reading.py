@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
@@ -57,6 +57,18 @@ class StoreReader:
             layout.SLICE_MAGIC, echo, reduce_index, row.length, row.rows, row.checksum
         )
         yield from self._extent(path, b"c" + echo, spans, row)
+
+    def lacking(self, host: HostId, store: str, outputs: Sequence[tuple[int, OutputKey]]) -> list[int]:
+        """Positions of those outputs, given as (segment, key), whose manifest is not there or is damaged."""
+        path = self._store(host, store)
+        found = []
+        for position, (segment, key) in enumerate(outputs):
+            item = b"m" + key.pack()
+            try:
+                self._segment(path, segment).read(lambda get, item=item: layout.manifest(get, item))  # type: ignore[misc]
+            except StorageError:
+                found.append(position)
+        return found
 
     def block(self, ref: BlockRef) -> Iterator[bytes]:
         """The bytes of a block, chunk by chunk, each verified before it is handed out.
@@ -239,6 +251,13 @@ def pack_block(ref: BlockRef) -> bytes:
     return request
 
 
+def pack_lacking(store: str, outputs: Sequence[tuple[int, OutputKey]]) -> bytes:
+    """The request for what ``StoreReader.lacking`` says, opaque to the transport."""
+    rows = [(segment, key.pack()) for segment, key in outputs]
+    request: bytes = msgpack.packb(["lacking", store, 0, b"", rows])
+    return request
+
+
 def serve(reader: StoreReader, host: HostId | None = None) -> Callable[[bytes], Iterator[bytes]]:
     """What a block server does with a request: the pieces of the answer, each of at most 1 MiB.
 
@@ -252,6 +271,9 @@ def serve(reader: StoreReader, host: HostId | None = None) -> Callable[[bytes], 
         try:
             what, store, segment, key, *rest = msgpack.unpackb(request)
             host = only or reader.host_of(store)
+            if what == "lacking":
+                outputs = [(number, OutputKey(*layout.OUTPUT_KEY.unpack(item))) for number, item in rest[0]]
+                return iter([msgpack.packb(reader.lacking(host, store, outputs))])
             if what == "slice":
                 (reduce_index,) = rest
                 output = OutputKey(*layout.OUTPUT_KEY.unpack(key))
@@ -276,6 +298,14 @@ def receive_slice(pieces: Iterator[bytes], key: OutputKey, reduce_index: int) ->
     if (magic, echo, index) != (layout.SLICE_MAGIC, key.pack(), reduce_index):
         raise BlockCorrupt("the answer is to another request")
     return _verified(pieces, length, row_count, checksum)
+
+
+def receive_lacking(answer: bytes) -> list[int]:
+    """Positions in the list that was asked for; an answer that is none says nothing."""
+    try:
+        return [position for position in msgpack.unpackb(answer) if type(position) is int]
+    except (ValueError, TypeError):
+        return []
 
 
 def receive_block(pieces: Iterable[bytes], ref: BlockRef) -> bytes:

@@ -259,6 +259,21 @@ def test_BL_9_a_burst_of_reports_makes_one_recovery() -> None:
     assert attempts == [0, 1], "exactly one attempt more of the map stage"
 
 
+def test_BL_9_a_report_that_names_others_rebuilds_them_all_at_once_and_nothing_else() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand, maps=6, reduces=2)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    reader = next(task for task in stand.running() if not task.is_map)
+    outputs = stand.core.outputs[shuffle]
+    of_store = [s.map_index for s in outputs.statuses if s is not None and s.store == outputs.statuses[0].store]
+    elsewhere = next(s.map_index for s in outputs.statuses if s is not None and s.map_index not in of_store)
+    assert len(of_store) >= 2
+    stand.fetch_failed(reader, of_store[0], others=(*of_store[1:], elsewhere, -1, 99))
+    stand.run(job)
+    assert {index for index, count in stand.starts(shuffle).items() if count == 2} == set(of_store)
+
+
 def test_BL_9_a_late_report_of_what_was_already_rebuilt_changes_nothing() -> None:
     stand = Stand(executors=2)
     lineage, shuffle = wide(stand)
@@ -432,7 +447,7 @@ def test_BL_11_only_the_lost_cached_partitions_are_computed_again() -> None:
     stand.exit("e0")
     assert sorted(stand.core.blocks.held[node]) == sorted(set(range(4)) - set(on_e0))
     for index in range(2):
-        stand.core.recovery.output_lost(shuffle, index, "missing")
+        stand.core.recovery.outputs_lost(shuffle, [index], "missing")
     job = stand.submit(lineage, lineage.map(node))
     launched = [task for task in stand.launched.values() if task.message.blob == BlobId(job)]
     assert {t.partition for t in launched} == set(range(4)) - set(on_e0), "S5: only those that are cached"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from spark_ft import rows
-from spark_ft.errors import FetchError
+from spark_ft.errors import BlockMissing, FetchError
 from spark_ft.ids import Fingerprint, Generation, HostId, ShuffleId, TaskId
 from spark_ft.protocol.messages import MapOutputs
 from spark_ft.shuffle.reader import ShuffleReader
@@ -30,8 +30,11 @@ class DirectClient:
         for index, (host, request) in enumerate(requests):
             if index in self.failing:
                 raise RemoteFetch(index, self.failing[index], "as told")
-            for piece in self.pieces_of(serve(self.readers[host], host)(request)):
-                yield index, piece
+            try:
+                for piece in self.pieces_of(serve(self.readers[host], host)(request)):
+                    yield index, piece
+            except BlockMissing as error:
+                raise RemoteFetch(index, "missing", str(error)) from error
 
 
 class World:
@@ -92,11 +95,22 @@ def test_BL_1_a_missing_output_names_itself_alone(world: World, host: HostId) ->
     statuses = [world.put(host, i) for i in range(3)]
     segment = lmdb_env.open_segment(layout.segment_path(world.stores[host].path, 0))
     segment.write(delete_prefixes=[b"m" + world.key(1).pack()])
-    if host == FAR:  # its server would say so
-        world.client.failing = {1: "missing"}
     failed = world.failure(*statuses)
     assert (failed.map_index, failed.host, failed.evidence) == (1, host, "missing")
     assert (failed.shuffle, failed.generation, failed.store) == (1, 1, f"x-{host}")
+    assert failed.others == ()
+
+
+@pytest.mark.parametrize("host", [NEAR, FAR])
+def test_BL_9_the_first_missing_output_brings_word_of_all_others_in_its_store(
+    world: World, host: HostId
+) -> None:
+    statuses = [world.put(host if i % 2 else FAR, i) for i in range(8)]
+    segment = lmdb_env.open_segment(layout.segment_path(world.stores[host].path, 0))
+    for lost in (3, 5, 7):
+        segment.write(delete_prefixes=[b"m" + world.key(lost).pack()])
+    failed = world.failure(*statuses)
+    assert (failed.map_index, failed.evidence, failed.others) == (3, "missing", (5, 7))
 
 
 def test_BL_3_a_corrupt_output_on_the_own_host_is_told_with_its_evidence(world: World) -> None:

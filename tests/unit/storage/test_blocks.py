@@ -1,6 +1,7 @@
 """Map outputs and other blocks: whole or not at all, verified by the reader, dropped by segments."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,17 @@ def test_ST_2_a_full_segment_is_closed_and_an_output_goes_on_in_the_next(root, r
     assert reader.outputs(HOST, STORE, deep=True) == [status]
     store.drop([key().fingerprint])
     assert layout.segment_numbers(store.path) == numbers[-1:]  # what stays is the active one
+    store.close()
+
+
+def test_BL_1_after_its_files_were_taken_away_a_store_writes_where_readers_find_it(root, reader) -> None:
+    store = make_store(root)
+    lost = put_output(store, key(0), [[[1]]])
+    shutil.rmtree(store.path)
+    kept = put_output(store, key(1), [[[2]]])
+    assert layout.segment_numbers(store.path) == [kept.segment] != [lost.segment]
+    assert lmdb_env.open_segment(layout.segment_path(store.path, kept.segment)).is_in_place
+    assert read(reader, kept, key(1), 0) == [[2]]
     store.close()
 
 
