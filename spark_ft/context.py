@@ -111,10 +111,7 @@ class SparkContext(DriverSession):
                 log.set_level(settings.log_level)
             except ValueError as error:
                 raise SettingsError(f"spark.log.level={settings.log_level!r}: {error}") from None
-            self._status = StatusStore(
-                int(self._conf.get("spark.ui.retainedJobs", "1000")),
-                int(self._conf.get("spark.ui.retainedStages", "1000")),
-            )
+            self._status = StatusStore(settings.retained_jobs, settings.retained_stages)
             driver = Driver(settings, self.environment, (self._status.note,))
             self._files = files.Registry(
                 driver.scratch / "files", None if self.master.startswith("local") else driver.put_block

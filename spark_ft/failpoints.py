@@ -37,7 +37,14 @@ _armed: dict[str, _Point] = {}
 
 def arm(description: str, label: str = "") -> None:
     """Replace what is armed in this process by ``description``; an empty one disarms all."""
+    points = parse(description, label)
     _armed.clear()
+    _armed.update(points)
+
+
+def parse(description: str, label: str = "") -> dict[str, _Point]:
+    """The points of a description by name.  Raises ValueError for one that cannot be read."""
+    points: dict[str, _Point] = {}
     for item in filter(None, (part.strip() for part in description.split(","))):
         name, _, action = item.partition("=")
         point = _Point(action)
@@ -52,7 +59,8 @@ def arm(description: str, label: str = "") -> None:
             point.rng = random.Random(f"{item}|{label}")
         if point.action not in ("kill", "pause", "raise", "drop", "duplicate"):
             raise ValueError(f"failpoint {name!r} has unknown action {point.action!r}")
-        _armed[name] = point
+        points[name] = point
+    return points
 
 
 def hit(name: str) -> str:

@@ -1,8 +1,8 @@
 """Configuration: SparkConf's strings, read once into a frozen ``Settings``.
 
-Each row of the table gives a key, its default, how it is read and why it is there.  A known key
-with a bad value is refused at start, by name; an unknown ``spark.*`` key is kept and reported
-once.  Environment variables are read here and nowhere else.
+Each row of the table gives a key, its default, how it is read, why it is there, and its range.
+A known key with a bad value is refused at start, by name; an unknown ``spark.*`` key is kept and
+reported once.  Environment variables are read here and nowhere else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import field, fields
+from typing import Any
 
+from spark_ft import failpoints
 from spark_ft.errors import SettingsError
 from spark_ft.records import record
 
@@ -63,8 +65,42 @@ def _milliseconds(text: str) -> float:
     return seconds(text, "ms")
 
 
-def _key(key: str, default: object, read: object, why: str):  # type: ignore[no-untyped-def]
-    return field(default=default, metadata={"key": key, "read": read, "why": why})
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("expected a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("expected a number") from None
+
+
+def _failpoints(text: str) -> str:
+    failpoints.parse(text)
+    return text
+
+
+def _path(text: str) -> str:
+    """A directory; ``file:`` URIs too, as Spark has them."""
+    return re.sub(r"^file:(//[^/]*)?", "", text)
+
+
+def _key(  # type: ignore[no-untyped-def]  # a dataclass field stands for its value
+    key: str,
+    default: object,
+    read: object,
+    why: str,
+    least: float | None = None,
+    most: float | None = None,
+):
+    return field(default=default, metadata={"key": key, "read": read, "why": why, "range": (least, most)})
+
+
+_SHORTEST_S = 0.001  # of a time that must not be zero
 
 
 @record
@@ -78,67 +114,70 @@ class Settings:
     master: str = _key("spark.master", "local[*]", str, "where to run")
     app_name: str = _key("spark.app.name", "pyspark-shell", str, "shown to people")
     app_id: str = _key("spark.app.id", "", str, "identity across driver restarts; drawn when empty")
-    local_dir: str = _key("spark.local.dir", "", str, "scratch; the system's temporary directory when empty")
+    local_dir: str = _key("spark.local.dir", "", _path, "scratch; the system's temporary directory when empty")
     log_level: str = _key("spark.log.level", "WARN", str.upper, "of the engine's log on stderr")
-    default_parallelism: int = _key("spark.default.parallelism", 0, int, "reduce partitions; 0: not set")
+    default_parallelism: int = _key("spark.default.parallelism", 0, _whole, "reduce partitions; 0: not set", least=0)
 
     # Executors
-    executor_memory_bytes: int = _key("spark.executor.memory", 1 << 30, _mebibytes, "execution + storage")
+    executor_memory_bytes: int = _key("spark.executor.memory", 1 << 30, _mebibytes, "execution + storage", least=16 << 20)
     driver_memory_bytes: int = _key("spark.driver.memory", 0, _mebibytes, "of local[n] in all, as in Spark")
-    executor_cores: int = _key("spark.executor.cores", 1, int, "task slots of one executor process")
-    executor_instances: int = _key("spark.executor.instances", 0, int, "executors wanted; 0: all there are")
-    memory_fraction: float = _key("spark.memory.fraction", 0.6, float, "share for execution + storage")
-    storage_fraction: float = _key("spark.memory.storageFraction", 0.5, float, "part safe from eviction")
-    hash_seed: int = _key("spark.ft.hashSeed", 0, int, "PYTHONHASHSEED of every executor")
+    executor_cores: int = _key("spark.executor.cores", 1, _whole, "task slots of one executor process", least=1)
+    executor_instances: int = _key("spark.executor.instances", 0, _whole, "executors wanted; 0: all there are", least=0)
+    memory_fraction: float = _key("spark.memory.fraction", 0.6, _number, "share for execution + storage", least=0.01, most=1)
+    storage_fraction: float = _key("spark.memory.storageFraction", 0.5, _number, "part safe from eviction", least=0, most=1)
+    hash_seed: int = _key("spark.ft.hashSeed", 0, _whole, "PYTHONHASHSEED of every executor", least=0, most=2**32 - 1)
     allow_spark_context: bool = _key("spark.executor.allowSparkContext", False, boolean, "in tasks")
     faulthandler: bool = _key("spark.python.worker.faulthandler.enabled", True, boolean, "native tracebacks")
     pyspark_memory_bytes: int = _key("spark.executor.pyspark.memory", 0, _mebibytes, "RLIMIT_AS; 0: none")
 
     # Tasks and stages
-    max_failures: int = _key("spark.task.maxFailures", 4, int, "failures blamed on one task that end the job")
-    max_kills: int = _key("spark.ft.task.maxKills", 2, int, "deaths of a task's process before it is suspect")
-    stage_max_attempts: int = _key("spark.stage.maxConsecutiveAttempts", 4, int, "tries without progress")
+    max_failures: int = _key("spark.task.maxFailures", 4, _whole, "failures blamed on one task that end the job", least=1)
+    max_kills: int = _key("spark.ft.task.maxKills", 2, _whole, "deaths of a task's process before it is suspect", least=1)
+    stage_max_attempts: int = _key("spark.stage.maxConsecutiveAttempts", 4, _whole, "tries without progress", least=1)
     scheduler_mode: str = _key("spark.scheduler.mode", "FIFO", _choice("FIFO", "FAIR"), "between jobs")
-    locality_wait_s: float = _key("spark.locality.wait", 3.0, _milliseconds, "wait for a local slot")
+    locality_wait_s: float = _key("spark.locality.wait", 3.0, _milliseconds, "wait for a local slot", least=0)
     speculation: bool = _key("spark.speculation", True, boolean, "twins of slow tasks")
-    speculation_interval_s: float = _key("spark.speculation.interval", 0.1, _milliseconds, "how often to look")
-    speculation_multiplier: float = _key("spark.speculation.multiplier", 3.0, float, "times the median is slow")
-    speculation_quantile: float = _key("spark.speculation.quantile", 0.9, float, "share of tasks done first")
-    speculation_min_s: float = _key("spark.speculation.minTaskRuntime", 0.1, _milliseconds, "shortest worth it")
-    speculation_min_finished: int = _key("spark.ft.speculation.minFinished", 10, int, "tasks done before any")
-    kill_grace_s: float = _key("spark.ft.task.killGrace", 2.0, seconds, "from SIGINT to SIGKILL")
-    prefetch_tasks: int = _key("spark.ft.task.prefetch", 1, int, "attempts queued behind a running one")
+    speculation_interval_s: float = _key("spark.speculation.interval", 0.1, _milliseconds, "how often to look", least=_SHORTEST_S)
+    speculation_multiplier: float = _key("spark.speculation.multiplier", 3.0, _number, "times the median is slow", least=1)
+    speculation_quantile: float = _key("spark.speculation.quantile", 0.9, _number, "share of tasks done first", least=0, most=1)
+    speculation_min_s: float = _key("spark.speculation.minTaskRuntime", 0.1, _milliseconds, "shortest worth it", least=0)
+    speculation_min_finished: int = _key("spark.ft.speculation.minFinished", 10, _whole, "tasks done before any", least=1)
+    kill_grace_s: float = _key("spark.ft.task.killGrace", 2.0, seconds, "from SIGINT to SIGKILL", least=0)
+    prefetch_tasks: int = _key("spark.ft.task.prefetch", 1, _whole, "attempts queued behind a running one", least=0)
 
     # Liveness
-    heartbeat_interval_s: float = _key("spark.executor.heartbeatInterval", 1.0, seconds, "progress reports")
-    lease_s: float = _key("spark.ft.lease", 8.0, seconds, "an unacknowledged executor takes no new work after")
-    lost_after_s: float = _key("spark.network.timeout", 10.0, seconds, "a silent peer is lost")
-    driver_grace_s: float = _key("spark.ft.driver.grace", 30.0, seconds, "executors outlive a driver so long")
-    no_resources_timeout_s: float = _key("spark.ft.noResourcesTimeout", 60.0, seconds, "then NO_RESOURCES")
-    executor_restart_s: float = _key("spark.ft.executor.restartDelay", 0.1, seconds, "first back-off of a restart")
-    executor_max_crashes: int = _key("spark.ft.executor.maxCrashes", 5, int, "failed starts before giving up")
+    heartbeat_interval_s: float = _key("spark.executor.heartbeatInterval", 1.0, seconds, "progress reports", least=_SHORTEST_S)
+    lease_s: float = _key("spark.ft.lease", 8.0, seconds, "an unacknowledged executor takes no new work after", least=_SHORTEST_S)
+    lost_after_s: float = _key("spark.network.timeout", 10.0, seconds, "a silent peer is lost", least=_SHORTEST_S)
+    driver_grace_s: float = _key("spark.ft.driver.grace", 30.0, seconds, "executors outlive a driver so long", least=0)
+    no_resources_timeout_s: float = _key("spark.ft.noResourcesTimeout", 60.0, seconds, "then NO_RESOURCES", least=0)
+    executor_restart_s: float = _key("spark.ft.executor.restartDelay", 0.1, seconds, "first back-off of a restart", least=0)
+    executor_max_crashes: int = _key("spark.ft.executor.maxCrashes", 5, _whole, "failed starts before giving up", least=1)
 
     # Shuffle, stores and memory
-    fetch_retries: int = _key("spark.shuffle.io.maxRetries", 3, int, "then the failure is reported")
-    fetch_timeout_s: float = _key("spark.ft.fetch.timeout", 5.0, seconds, "without a byte, per try")
-    fetch_window_bytes: int = _key("spark.reducer.maxSizeInFlight", 48 << 20, _mebibytes, "credit of a reducer")
+    fetch_retries: int = _key("spark.shuffle.io.maxRetries", 3, _whole, "then the failure is reported", least=0)
+    fetch_timeout_s: float = _key("spark.ft.fetch.timeout", 5.0, seconds, "without a byte, per try", least=_SHORTEST_S)
+    fetch_window_bytes: int = _key("spark.reducer.maxSizeInFlight", 48 << 20, _mebibytes, "credit of a reducer", least=1 << 20)
     compress: bool = _key("spark.shuffle.compress", True, boolean, "of shuffle batches, where it pays")
-    python_worker_memory_bytes: int = _key("spark.python.worker.memory", 512 << 20, _mebibytes, "one aggregation")
-    segment_bytes: int = _key("spark.ft.store.segmentSize", 1 << 30, size_bytes, "map size of a store segment")
-    transaction_bytes: int = _key("spark.ft.store.transactionSize", 16 << 20, size_bytes, "dirty pages at most")
-    gc_interval_s: float = _key("spark.ft.store.gcInterval", 10.0, seconds, "stale readers, garbage segments")
+    python_worker_memory_bytes: int = _key("spark.python.worker.memory", 512 << 20, _mebibytes, "one aggregation", least=1 << 20)
+    segment_bytes: int = _key("spark.ft.store.segmentSize", 1 << 30, size_bytes, "map size of a store segment", least=1 << 20)
+    transaction_bytes: int = _key("spark.ft.store.transactionSize", 16 << 20, size_bytes, "dirty pages at most", least=64 << 10)
+    gc_interval_s: float = _key("spark.ft.store.gcInterval", 10.0, seconds, "stale readers, garbage segments", least=_SHORTEST_S)
     reference_tracking: bool = _key("spark.cleaner.referenceTracking", True, boolean, "drop unreachable data")
 
     # Results and messages
     max_result_bytes: int = _key("spark.driver.maxResultSize", 1 << 30, size_bytes, "of one job; 0: no limit")
     inline_result_bytes: int = _key("spark.ft.result.inlineSize", 1 << 20, size_bytes, "larger go by the store")
-    max_message_bytes: int = _key("spark.rpc.message.maxSize", 128 << 20, _mebibytes, "of one control message")
+    max_message_bytes: int = _key("spark.rpc.message.maxSize", 128 << 20, _mebibytes, "of one control message", least=1 << 20)
 
     # For people
     event_log: bool = _key("spark.eventLog.enabled", True, boolean, "JSON lines of all that happens")
-    event_log_dir: str = _key("spark.eventLog.dir", "", str, "kept there; dropped with the scratch when empty")
+    event_log_dir: str = _key("spark.eventLog.dir", "", _path, "kept there; dropped with the scratch when empty")
+    retained_jobs: int = _key("spark.ui.retainedJobs", 1000, _whole, "that the status tracker knows", least=1)
+    retained_stages: int = _key("spark.ui.retainedStages", 1000, _whole, "that the status tracker knows", least=1)
+    overwrite_files: bool = _key("spark.files.overwrite", False, boolean, "by another file of the same name")
     progress: bool = _key("spark.ui.showConsoleProgress", False, boolean, "bars on the terminal")
-    failpoints: str = _key("spark.ft.failpoints", "", str, "named faults, for tests; see failpoints.py")
+    failpoints: str = _key("spark.ft.failpoints", "", _failpoints, "named faults, for tests; see failpoints.py")
 
     extra: Mapping[str, str] = field(default_factory=dict)  # the keys we do not read, and all others as given
 
@@ -157,40 +196,60 @@ class Settings:
                 values[row.name] = row.metadata["read"](str(conf[key]))
             except ValueError as error:
                 raise SettingsError(f"{key}={conf[key]!r}: {error}") from None
+            least, most = row.metadata["range"]
+            value: Any = values[row.name]
+            if least is not None and not value >= least:
+                raise SettingsError(f"{key}={conf[key]!r}: must be at least {_shown(row.name, least)}")
+            if most is not None and not value <= most:
+                raise SettingsError(f"{key}={conf[key]!r}: must be at most {_shown(row.name, most)}")
         settings = cls(**values, extra=dict(conf))  # type: ignore[arg-type]  # each read by its row's reader
         settings._check()
         return settings
 
     def _check(self) -> None:
+        """What two settings say together.  Raises SettingsError that names the one that was given."""
+        beat, lease = "heartbeat_interval_s", "lease_s"
         rules = (
-            (self.lease_s < self.lost_after_s, "spark.ft.lease", "must be shorter than spark.network.timeout"),
-            (
-                self.heartbeat_interval_s < self.lease_s,
-                "spark.executor.heartbeatInterval",
-                "must be shorter than spark.ft.lease",
-            ),
-            (self.max_failures >= 1, "spark.task.maxFailures", "must be at least 1"),
-            (self.executor_cores >= 1, "spark.executor.cores", "must be at least 1"),
-            (self.executor_memory_bytes >= 16 << 20, "spark.executor.memory", "must be at least 16m"),
-            (0 < self.memory_fraction <= 1, "spark.memory.fraction", "must be in (0, 1]"),
-            (0 <= self.storage_fraction <= 1, "spark.memory.storageFraction", "must be in [0, 1]"),
-            (self.segment_bytes >= 1 << 20, "spark.ft.store.segmentSize", "must be at least 1m"),
+            (self.lease_s < self.lost_after_s, lease, "must be shorter than", "lost_after_s"),
+            (self.heartbeat_interval_s < self.lease_s, beat, "must be shorter than", lease),
             (
                 self.transaction_bytes * 2 <= self.segment_bytes,
-                "spark.ft.store.transactionSize",
-                "must be at most half of spark.ft.store.segmentSize",
+                "transaction_bytes",
+                "must be at most half of",
+                "segment_bytes",
             ),
-            (self.default_parallelism >= 0, "spark.default.parallelism", "must not be negative"),
-            (0 <= self.hash_seed < 2**32, "spark.ft.hashSeed", "must fit in 32 bits"),
+            (
+                self.inline_result_bytes * 2 <= self.max_message_bytes,
+                "inline_result_bytes",
+                "must be at most half of",
+                "max_message_bytes",
+            ),
         )
-        for holds, key, why in rules:
+        for holds, one, relation, other in rules:
             if not holds:
-                raise SettingsError(f"{key}={self.extra.get(key)!r}: {why}")
+                given = next((name for name in (one, other) if _KEYS[name] in self.extra), one)
+                raise SettingsError(
+                    f"{_KEYS[given]}={self.extra.get(_KEYS[given])!r}: {_KEYS[one]} "
+                    f"({_shown(one, getattr(self, one))}) {relation} {_KEYS[other]} "
+                    f"({_shown(other, getattr(self, other))})"
+                )
+
+
+_KEYS: dict[str, str] = {row.name: row.metadata["key"] for row in fields(Settings) if "key" in row.metadata}
+
+
+def _shown(name: str, value: float) -> str:
+    """A value as one would write it in a configuration."""
+    if not name.endswith("_bytes"):
+        return f"{value:g}s" if name.endswith("_s") else f"{value:g}"
+    size = int(value)
+    unit = next((unit for unit in "tgmk" if size and size % _SIZE[unit] == 0), "b")
+    return f"{size // _SIZE[unit]}{unit}"
 
 
 def known_keys() -> frozenset[str]:
     """The keys that ``Settings`` reads."""
-    return frozenset(row.metadata["key"] for row in fields(Settings) if "key" in row.metadata)
+    return frozenset(_KEYS.values())
 
 
 def environment(name: str, default: str = "") -> str:
