@@ -18,8 +18,9 @@ from typing import Any
 from spark_ft.resultiterable import ResultIterable
 from spark_ft.rows import Batch, Pairs
 from spark_ft.shuffle.spill import BATCH_BYTES, Extent, Piece, SpillFile, Values, mean_size, size_of
-from spark_ft.shuffle.table import DEPTH_MAX, FANOUT, bucket_of
+from spark_ft.shuffle.table import DEPTH_MAX, FANOUT, SALT
 
+_SHORT_BYTES = 4 * BATCH_BYTES  # of short lists written at a time: enough for batches, little for the budget
 _ENTRY_BYTES = 190  # of a dictionary, an empty list in it, and its first slots
 
 Group = list[Any] | Values
@@ -57,7 +58,7 @@ class _Grouping:
         self._limit_bytes = limit_bytes
         self._spill_dir = spill_dir
         self._depth = depth
-        self._value_bytes = 0  # of values in lists
+        self._value_bytes = self._value_count = 0  # of what is in the tables
         self._file: SpillFile | None = None
         # For each bucket, in order of writing: a batch of (key, side, values), or a long list's place.
         self._buckets: list[list[Extent | tuple[Any, int, Piece]]] = [[] for _ in range(FANOUT)]
@@ -75,29 +76,45 @@ class _Grouping:
                 else:
                     table[key] = [value]
             self._value_bytes += (_mean_value(batch) + 9) * len(batch)
+            self._value_count += len(batch)
             if self._over_limit():
                 self._spill()
 
-    def add(self, side: int, key: Any, piece: list[Any] | Piece) -> None:
-        """Some values of a key that come after those it has."""
+    def add_short(self, entries: Iterable[tuple[Any, int, list[Any]]]) -> None:
+        """One batch of (key, side, values), values that come after those the key has."""
+        tables: list[dict[Any, Any]] = self._tables
+        value_count = value_bytes = look_at = sampled = 0
+        for key, side, values in entries:
+            table = tables[side]
+            known = table.get(key)
+            if known is None:
+                table[key] = values
+            elif type(known) is list:
+                known += values
+            else:
+                known.add(values)
+            value_count += len(values)
+            if value_count >= look_at:  # a few of the lists, at fixed places
+                value_bytes += mean_size(values)
+                sampled += 1
+                look_at = value_count * 2
+        if value_count:
+            self._value_bytes += (value_bytes // sampled + 9) * value_count
+            self._value_count += value_count
+        if self._over_limit():
+            self._spill()
+
+    def add_long(self, key: Any, side: int, piece: Piece) -> None:
+        """Values of a key that stay on disk, and come after those it has."""
         table = self._tables[side]
         known = table.get(key)
-        if isinstance(piece, list):
-            self._value_bytes += (mean_size(piece) + 9) * len(piece)
-            if known is None:
-                table[key] = piece
-            elif isinstance(known, list):
-                known += piece
-            else:
-                known.add(piece)
-        else:
-            if not isinstance(known, Values):
-                table[key] = values = Values()
-                if known:
-                    values.add(known)
-                known = values
-            known.add(piece)
-            self._value_bytes += 100 + 80 * len(piece.extents)
+        if not isinstance(known, Values):
+            values = Values()
+            if known:
+                values.add(known)
+            table[key] = known = values
+        known.add(piece)
+        self._value_bytes += 100 + 80 * len(piece.extents)
         if self._over_limit():
             self._spill()
 
@@ -116,30 +133,43 @@ class _Grouping:
         if self._depth > DEPTH_MAX:
             return  # long lists are on disk already; what is left is one bucket's keys
         file = self._file = self._file or SpillFile(self._spill_dir)
+        depth, mean_bytes = self._depth, self._value_bytes // max(1, self._value_count) + 1
+        # Lists of so few values are short without a look at them.
+        few = self._long_bytes // (4 * mean_bytes)
         for side, table in enumerate(self._tables):
             short: list[list[Any]] = [[] for _ in range(FANOUT)]
-            short_bytes = 0
+            left_bytes = _SHORT_BYTES
             for key, values in table.items():
-                bucket = bucket_of(key, self._depth)
-                for piece in values.pieces if isinstance(values, Values) else (values,):
-                    if isinstance(piece, list):
-                        piece_bytes = mean_size(piece) * len(piece)
-                        if piece_bytes < self._long_bytes:
-                            short[bucket].append((key, side, piece))
-                            short_bytes += piece_bytes + 200
-                            continue
-                        piece = Piece(file, file.append_records(piece), len(piece))
-                    # A piece must come behind the short lists of its key that are older.
-                    self._write_short(bucket, short[bucket])
-                    self._buckets[bucket].append((key, side, piece))
-                if short_bytes >= BATCH_BYTES * 4:
+                bucket = hash((depth, key, SALT)) % FANOUT
+                if type(values) is list and len(values) < few:
+                    short[bucket].append((key, side, values))
+                    left_bytes -= len(values) * mean_bytes + 200
+                else:
+                    for piece in values.pieces if isinstance(values, Values) else (values,):
+                        left_bytes -= self._sort_out(bucket, key, side, piece, short[bucket], file)
+                if left_bytes < 0:
+                    left_bytes = _SHORT_BYTES
                     for index, entries in enumerate(short):
                         self._write_short(index, entries)
-                    short_bytes = 0
             for index, entries in enumerate(short):
                 self._write_short(index, entries)
             table.clear()
-        self._value_bytes = 0
+        self._value_bytes = self._value_count = 0
+
+    def _sort_out(
+        self, bucket: int, key: Any, side: int, piece: list[Any] | Piece, short: list[Any], file: SpillFile
+    ) -> int:
+        """Put a piece where it belongs; returns how many bytes of it are in ``short`` now."""
+        if isinstance(piece, list):
+            piece_bytes = mean_size(piece) * len(piece)
+            if piece_bytes < self._long_bytes:
+                short.append((key, side, piece))
+                return piece_bytes + 200
+            piece = Piece(file, file.append_records(piece), len(piece))
+        # It must come behind the short lists of its key that are older.
+        self._write_short(bucket, short)
+        self._buckets[bucket].append((key, side, piece))
+        return 0
 
     def _write_short(self, bucket: int, entries: list[Any]) -> None:
         if entries:
@@ -161,11 +191,9 @@ class _Grouping:
             for entry in bucket:
                 if isinstance(entry, Extent):
                     for batch in file.batches([entry]):
-                        for key, side, values in batch:  # type: ignore[misc]  # no pairs, but entries
-                            below.add(side, key, values)
+                        below.add_short(batch)  # type: ignore[arg-type]  # no pairs, but entries
                 else:
-                    key, side, piece = entry
-                    below.add(side, key, piece)
+                    below.add_long(*entry)
             bucket.clear()
             yield from below.results()
 

@@ -17,6 +17,7 @@ from typing import Any
 from spark_ft.shuffle.spill import BATCH_ROWS, Extent, SpillFile, mean_size, size_of
 
 FANOUT = 32
+SALT = 0x5F37  # makes a bucket's hash of a key, hash((depth, key, SALT)), unlike the one that placed it here
 DEPTH_MAX = 6  # 32 ** 6 buckets are enough: what is too large then is one key's
 ROUND_ROWS = 512  # records taken between two looks at the clock of records
 _FIRST_LOOK_ROWS = 256
@@ -33,11 +34,6 @@ _SIZED: dict[type, int] = {
 
 Create = Callable[[Any], Any]
 Merge = Callable[[Any, Any], Any]
-
-
-def bucket_of(key: Any, depth: int) -> int:
-    """The bucket of a key at a depth: equal for equal keys, and unlike the hash that placed the key here."""
-    return hash((depth, key, 0x5F37)) % FANOUT
 
 
 def rounds(records: Iterable[Any], size: int = ROUND_ROWS) -> Iterator[Iterable[Any]]:
@@ -103,7 +99,8 @@ class CombineTable:
         step = max(1, count // _SAMPLES)
         keys = list(islice(entries, 0, None, step))
         combiners = list(islice(entries.values(), 0, None, step))
-        own: int = sys.getsizeof(entries) * 3 // 2 + count * sum(map(size_of, keys)) // len(keys)
+        # A dictionary that grows is there twice for a while, the new one twice as large.
+        own: int = sys.getsizeof(entries) * 5 // 2 + count * sum(map(size_of, keys)) // len(keys)
         kinds = set(map(type, combiners))
         slot_bytes = _SIZED.get(kinds.pop()) if len(kinds) == 1 else None
         if slot_bytes is not None:
@@ -153,7 +150,7 @@ class HashRuns:
         parts: list[list[Any]] = [[] for _ in range(FANOUT)]
         depth = self._depth
         for entry in entries:
-            parts[bucket_of(entry[0], depth)].append(entry)
+            parts[hash((depth, entry[0], SALT)) % FANOUT].append(entry)
         for part, extents in zip(parts, self.extents, strict=True):
             if part:
                 extents += self.file.append_records(part)

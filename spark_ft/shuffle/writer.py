@@ -99,7 +99,7 @@ class _Buckets:
 
     def take_combined(self, records: Iterable[Any], aggregator: Aggregator) -> None:
         """Combine by key first; the table is emptied into the buckets whenever it has grown to its share."""
-        table = CombineTable(aggregator.create, aggregator.merge_value, self._budget_bytes // 2)
+        table = CombineTable(aggregator.create, aggregator.merge_value, self._budget_bytes // 4)
         for _ in table.fill(rounds(records), ROUND_ROWS):
             for batch in table.batches():
                 self.take(batch)
