@@ -11,6 +11,7 @@ needs them, and stay as they were then: a lost output is rebuilt by the very cod
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -28,7 +29,7 @@ from spark_ft.clock import BootClock, wall_ms
 from spark_ft.cluster.local import LocalCluster
 from spark_ft.driver.eventlog import EventLog
 from spark_ft.driver.handle import JobHandle
-from spark_ft.errors import ClusterError, FetchError
+from spark_ft.errors import ClusterError, FetchError, SettingsError
 from spark_ft.executor.versions import versions
 from spark_ft.ids import (
     AppId,
@@ -109,27 +110,30 @@ class Driver:
         self._owner_pid = os.getpid()
 
         self.scratch: Path = self.cluster.make_scratch(self.app_id)
-        log_dir = Path(settings.event_log_dir) if settings.event_log_dir else self.scratch
-        name = f"{self.app_id}.jsonl" if settings.event_log_dir else "events.jsonl"
-        self._events = EventLog(log_dir / name) if settings.event_log else None
-        self.event_log_path = log_dir / name
-        self._roots: dict[HostId, Path] = {DRIVER_HOST: self.scratch / "driver"}
-        self._reader = StoreReader(self._roots)
-        data_endpoint = self.cluster.endpoint("driver-data")
-        self._server = BlockServer(data_endpoint, self._token, serve(self._reader, DRIVER_HOST))
-        layout = self.cluster.layout  # the master may say more than the settings do
-        own = replace(settings, max_failures=layout.max_failures, executor_memory_bytes=layout.memory_bytes)
-        self._core = SchedulerCore(own, self.me, self.app_id, versions())
-        self._host = Host(
-            self._core,
-            self.me,
-            token=self._token,
-            clock=BootClock(),
-            perform=self._perform,
-            bind=self.cluster.endpoint("driver"),
-            max_message_bytes=settings.max_message_bytes,
-            on_error=self._core_failed,
-        )
+        with contextlib.ExitStack() as failed:  # what has been begun ends with a constructor that raises
+            failed.callback(self.cluster.remove_scratch)
+            failed.callback(self.cluster.stop)
+            self._events = self._open_event_log()
+            if self._events is not None:
+                failed.callback(self._events.close)
+            self._roots: dict[HostId, Path] = {DRIVER_HOST: self.scratch / "driver"}
+            self._reader = StoreReader(self._roots)
+            data_endpoint = self.cluster.endpoint("driver-data")
+            self._server = BlockServer(data_endpoint, self._token, serve(self._reader, DRIVER_HOST))
+            said = self.cluster.layout  # the master may say more than the settings do
+            own = replace(settings, max_failures=said.max_failures, executor_memory_bytes=said.memory_bytes)
+            self._core = SchedulerCore(own, self.me, self.app_id, versions())
+            self._host = Host(
+                self._core,
+                self.me,
+                token=self._token,
+                clock=BootClock(),
+                perform=self._perform,
+                bind=self.cluster.endpoint("driver"),
+                max_message_bytes=settings.max_message_bytes,
+                on_error=self._core_failed,
+            )
+            failed.pop_all()
         try:
             self._server.start()
             self._hosts[DRIVER_HOST] = self._server.endpoint
@@ -143,6 +147,16 @@ class Driver:
         except BaseException:
             self.stop()
             raise
+
+    def _open_event_log(self) -> EventLog | None:
+        given = self.settings.event_log_dir
+        self.event_log_path = Path(given, f"{self.app_id}.jsonl") if given else self.scratch / "events.jsonl"
+        if not self.settings.event_log:
+            return None
+        try:
+            return EventLog(self.event_log_path)
+        except OSError as error:
+            raise SettingsError(f"spark.eventLog.dir={given!r}: {error}") from None
 
     # --- Jobs ---
 
