@@ -37,6 +37,8 @@ _KINDS: dict[str, type[JobError]] = {
     "TASK_FAILED": TaskFailed,
     "USER_CODE_EXITED": TaskFailed,
     "INPUT_CHANGED": TaskFailed,
+    "INPUT_CORRUPT": TaskFailed,
+    "INPUT_ERROR": TaskFailed,
     "INPUT_NOT_FOUND": TaskFailed,
     "POISON_TASK": TaskFailed,
     "CLOSURE_NOT_LOADABLE": TaskFailed,

@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable
 from typing import TypeVar
 
-from spark_ft.errors import FetchError, InputChanged, StoreFull
+from spark_ft.errors import FetchError, InputChanged, InputError, StoreFull
 from spark_ft.lineage.narrow import user_stop_iteration
 from spark_ft.protocol.messages import EndReason, HostError, UserError
 
@@ -47,8 +47,9 @@ def reason_of(error: BaseException) -> EndReason:
             return HostError("STORAGE_FULL", str(error), error.needed_bytes, error.free_bytes)
     name, (words, trace) = type(error).__name__, words_and_trace(error)
     match error:
-        case InputChanged():
-            return UserError(name, words, trace, error.getCondition() or "", False)
+        case InputError():
+            again = not isinstance(error, InputChanged)
+            return UserError(name, words, trace, error.getCondition() or "", again)
         case UnpicklableResultError():
             text = f"the task's result cannot be pickled: {words}"
             return UserError("PicklingError", text, trace, "RESULT_NOT_SERIALIZABLE", False)

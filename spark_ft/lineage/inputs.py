@@ -25,6 +25,7 @@ from spark_ft.errors import InputChanged, JobError
 MAX_SPLIT_BYTES = 32 << 20
 _SLOP = 1.1  # the last split may be a tenth larger than the others
 _MAGIC = re.compile(r"[*?\[]")
+_REMEDY = "make the RDD anew to read what is there"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=/|//)")
 
 
@@ -50,7 +51,10 @@ class InputFile:
         try:
             file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
         except FileNotFoundError:
-            raise InputChanged(f"{self.uri} has vanished since the job was planned") from None
+            raise InputChanged(f"{self.uri} has vanished since the job was planned; {_REMEDY}") from None
+        except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+            text = f"{self.uri} can no longer be read as when the job was planned: {error}; {_REMEDY}"
+            raise InputChanged(text) from None
         try:
             self.check(file)
         except InputChanged:
@@ -67,7 +71,7 @@ class InputFile:
         if (found.st_size, found.st_mtime_ns) != (self.size, self.mtime_ns):
             raise InputChanged(
                 f"{self.uri} has changed since the job was planned: {self.size} bytes then, "
-                f"{found.st_size} bytes now"
+                f"{found.st_size} bytes now; {_REMEDY}"
             )
 
 
