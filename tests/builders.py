@@ -302,14 +302,15 @@ class Stand:
         self.end(task, UserError("ValueError", text, f"Traceback: {text}", **fields))
 
     def fetch_failed(
-        self, task: Launched, map_index: int, evidence: str = "missing", others: tuple[int, ...] = ()
+        self, task: Launched, map_index: int, evidence: str = "missing", others: tuple[TaskId, ...] = ()
     ) -> None:
         """The attempt could not read one of the outputs that it was told of."""
         read = task.message.inputs[0]
         outputs = task.outputs[read.shuffle]
         status = outputs.statuses[map_index]
+        where = map_index, status.host, status.store
         reason = FetchFailed(
-            read.shuffle, outputs.generation, map_index, status.host, status.store, evidence, others=others
+            read.shuffle, outputs.generation, *where, evidence, attempt=status.attempt, others=others
         )
         self.end(task, reason)
 

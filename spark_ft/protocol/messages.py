@@ -123,8 +123,9 @@ class FetchFailed:
     """A block that the task needs could not be read.  Never blamed on the task.
 
     ``evidence`` is one of missing, corrupt, incomplete, expired, refused, timeout.  ``map_index``
-    is -1 and ``block`` set when it was not a shuffle block.  ``others``: map indices whose outputs, of
-    the same shuffle and in the same store, cannot be read either.
+    is -1 and ``block`` set when it was not a shuffle block.  ``attempt`` wrote the output that is meant:
+    the same store may hold a newer one of the same map task by now; -1 is not told.  ``others``: attempts
+    whose outputs, of the same shuffle and in the same store, cannot be read either.
     """
 
     shuffle: ShuffleId
@@ -135,7 +136,8 @@ class FetchFailed:
     evidence: str
     text: str = ""
     block: BlockRef | None = None
-    others: tuple[int, ...] = ()
+    attempt: TaskId = TaskId(-1)
+    others: tuple[TaskId, ...] = ()
 
 
 @record

@@ -16,7 +16,6 @@ Invariants
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import assert_never
 
 from spark_ft.ids import Incarnation, TaskId
@@ -319,7 +318,7 @@ class Ends:
         status = outputs.statuses[reason.map_index]
         if status is None or status.store != reason.store or status.host != reason.host:
             return None
-        return status
+        return status if reason.attempt in (status.attempt, -1) else None
 
     def _is_lost(self, attempt: Attempt, reason: FetchFailed, output: MapStatus) -> bool:
         """Slow or out of reach is not lost, until it has been so again and again (BL-2, NET-8)."""
@@ -331,8 +330,14 @@ class Ends:
     def _recover(self, attempt: Attempt, reason: FetchFailed) -> None:
         """Drop what was proved unreadable; the stage attempt that met it is over."""
         stage = attempt.stage
-        lost = [i for i in reason.others if self._registered(replace(reason, map_index=i)) is not None]
-        self._recovery.outputs_lost(reason.shuffle, [reason.map_index, *lost], reason.evidence)
+        others = set(reason.others)
+        lost = [reason.map_index]
+        lost += [
+            s.map_index
+            for s in self._outputs[reason.shuffle].statuses
+            if s is not None and s.attempt in others
+        ]
+        self._recovery.outputs_lost(reason.shuffle, lost, reason.evidence)
         if reason.evidence == "corrupt" and self._health.corrupt(reason.host, reason.store):
             self._recovery.store_lost(reason.host, reason.store)
         if not stage.under_way or attempt.task.attempts:  # its end has been counted, or a twin still runs

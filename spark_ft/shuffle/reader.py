@@ -19,7 +19,7 @@ from spark_ft.errors import (
     FetchError,
     StorageError,
 )
-from spark_ft.ids import HostId
+from spark_ft.ids import HostId, TaskId
 from spark_ft.protocol.messages import FetchFailed, MapOutputs, MapStatus
 from spark_ft.rows import Batch
 from spark_ft.storage.blocks import (
@@ -95,8 +95,8 @@ class ShuffleReader:
             yield (piece for _, piece in answer)
 
 
-    def _others(self, outputs: MapOutputs, failed: MapStatus) -> tuple[int, ...]:
-        """Map indices that cannot be read either, of those in the store of ``failed``: told together, they
+    def _others(self, outputs: MapOutputs, failed: MapStatus) -> tuple[TaskId, ...]:
+        """Whose outputs cannot be read either, of those in the store of ``failed``: told together, they
         are rebuilt together (BL-9).  Only what is proved unreadable is named (BL-1)."""
         rest = [
             status
@@ -113,7 +113,7 @@ class ShuffleReader:
                 lacking = receive_lacking(b"".join(piece for _, piece in self._client().fetch([request])))
         except (StorageError, RemoteFetch):  # nothing is proved of the others
             return ()
-        return tuple(sorted(rest[position].map_index for position in lacking if position < len(rest)))
+        return tuple(rest[position].attempt for position in lacking if position < len(rest))
 
 
 def _key(outputs: MapOutputs, status: MapStatus) -> OutputKey:
@@ -121,7 +121,7 @@ def _key(outputs: MapOutputs, status: MapStatus) -> OutputKey:
 
 
 def _failed(
-    outputs: MapOutputs, status: MapStatus, evidence: str, text: str, others: tuple[int, ...] = ()
+    outputs: MapOutputs, status: MapStatus, evidence: str, text: str, others: tuple[TaskId, ...] = ()
 ) -> FetchError:
     return FetchError(
         FetchFailed(
@@ -132,6 +132,7 @@ def _failed(
             status.store,
             evidence,
             text,
+            attempt=status.attempt,
             others=others,
         )
     )
