@@ -12,6 +12,7 @@ met.  So beside ``check_invariants`` after every event these are checked:
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections import Counter
 from random import Random
@@ -35,6 +36,7 @@ from spark_ft.protocol.messages import (
     InlineResult,
     Killed,
     KillTask,
+    LaunchTasks,
     MapStatus,
     NotLoadable,
     StoredResult,
@@ -51,8 +53,8 @@ Content = dict[ShuffleId, tuple[int, ...]]  # the checksums that were read, by s
 HOSTS = ("h0", "h1", "h2")
 # Errors that a job may well end with in a world like this one; whatever else is a bug.
 NAMED = {
-    "TASK_FAILED", "POISON_TASK", "JOB_CANCELLED", "SHUFFLE_DATA_LOST", "STORAGE_FULL",
-    "CLOSURE_NOT_LOADABLE", "INDETERMINATE_OUTPUT_ROLLBACK", "NO_RESOURCES", "RESULT_LOST", "STAGE_ABORTED", "BLOCK_LOST",
+    "TASK_FAILED", "POISON_TASK", "JOB_CANCELLED", "SHUFFLE_DATA_LOST", "STORAGE_FULL", "NO_RESOURCES",
+    "CLOSURE_NOT_LOADABLE", "INDETERMINATE_OUTPUT_ROLLBACK", "RESULT_LOST", "STAGE_ABORTED", "BLOCK_LOST",
 }  # fmt: skip
 
 
@@ -66,6 +68,8 @@ class World(Stand):
         self.disk: dict[bytes, tuple[HostId, NodeId, Content]] = {}
         self.lost: set[tuple[Any, ...]] = set()  # outputs that cannot be read any more
         self.contents: dict[int, Content] = {}  # attempt -> what it read
+        # Running attempts that have read all they need: what, and what of it is to be persisted.
+        self.far_on: dict[int, tuple[Content, dict[tuple[NodeId, int], Content]]] = {}
         self.chaos = 0  # the functions' results change when this does
         self.reads: dict[JobId, dict[int, Content]] = {}
         self.zombies: list[Launched] = []
@@ -108,9 +112,17 @@ class World(Stand):
 
     def _sent(self, to: Incarnation, message: Any) -> None:
         super()._sent(to, message)
+        if isinstance(message, LaunchTasks):
+            for launch in message.tasks:
+                self._check_parents(self.launched[launch.task])
         if isinstance(message, DropBlocks):
             for key in [k for k in self.memory if k[0] == to and k[1] in message.nodes]:
                 del self.memory[key]
+
+    def _check_parents(self, task: Launched) -> None:
+        """What a task needs is among its inputs, or cached where it was sent."""
+        with contextlib.suppress(UnreadableError):
+            self._content(task, (self._root(task), task.partition), {}, {}, strict=True)
 
     def told_to_stop(self) -> list[Launched]:
         kills = [(m.task, m.queued_only) for m in self.messages(KillTask)]
@@ -157,15 +169,30 @@ class World(Stand):
         if len(self.results[job]) > before:
             self.reads.setdefault(job, {})[task.partition] = content
 
+    def read_ahead(self, task: Launched) -> None:
+        """The attempt reads all its inputs now, whatever becomes of them later."""
+        if task.task in self.open:
+            self._compute(task, {}, [], False)
+
+    def break_off(self, task: Launched) -> None:
+        """The attempt does what it was told; it may have put something into its executor's memory."""
+        _, fresh = self.far_on.get(task.task, ({}, {}))
+        cached = [self._keep(task, node, partition, held, False) for (node, partition), held in fresh.items()]
+        self.say(task, TaskEnd(task.task, Killed("told to"), cached=tuple(cached)))
+
     def _compute(
         self, task: Launched, content: Content, cached: list[CachedBlock] | None, on_disk: bool
     ) -> FetchFailed | None:
         """What the task reads, all told, into ``content``; or what it could not read."""
-        fresh: dict[tuple[NodeId, int], Content] = {}
-        try:
-            _join(content, self._content(task, (self._root(task), task.partition), {}, fresh))
-        except UnreadableError as unreadable:
-            return unreadable.failed
+        if task.task not in self.far_on:
+            fresh: dict[tuple[NodeId, int], Content] = {}
+            try:
+                read = self._content(task, (self._root(task), task.partition), {}, fresh)
+            except UnreadableError as unreadable:
+                return unreadable.failed
+            self.far_on[task.task] = read, fresh
+        read, fresh = self.far_on[task.task]
+        content.update(read)
         for (node, partition), held in fresh.items() if cached is not None else ():
             assert cached is not None
             cached.append(self._keep(task, node, partition, held, on_disk))
@@ -177,6 +204,7 @@ class World(Stand):
         key: tuple[NodeId, int],
         known: dict[tuple[NodeId, int], Content],
         fresh: dict[tuple[NodeId, int], Content],
+        strict: bool = False,
     ) -> Content:
         """What one partition of one node is made of.  ``fresh`` collects what is to be persisted."""
         if key in known:
@@ -187,10 +215,11 @@ class World(Stand):
             content.update(held)
             return content
         for shuffle in node.shuffles:
+            assert not strict or shuffle in task.outputs, "S5: launched without what it needs"
             _join(content, self._shuffle_content(task, shuffle))
         for narrow in node.narrow:
             for parent in narrow.mapping.parents(key[1]):
-                _join(content, self._content(task, (narrow.parent, parent), known, fresh))
+                _join(content, self._content(task, (narrow.parent, parent), known, fresh, strict))
         if node.persisted:
             fresh[key] = content
         return content
@@ -210,7 +239,7 @@ class World(Stand):
         read = next((read for read in task.message.inputs if read.shuffle == shuffle), None)
         if read is None:
             raise UnreadableError(FetchFailed(shuffle, Generation(0), -1, HostId(""), "", "missing"))
-        statuses = self.told[task.executor][shuffle].statuses
+        statuses = task.outputs[shuffle].statuses
         content: Content = {shuffle: tuple(status.checksum for status in statuses)}
         for status in statuses:
             if (status.store, status.attempt) in self.lost or not self._host_is_there(status.host):
@@ -379,6 +408,7 @@ class History:
     def task_starts(self, rng: Random) -> None:
         if task := self._task(rng):
             self.world.start(task)
+            self.world.read_ahead(task)
 
     def task_runs(self, rng: Random) -> None:
         if task := self._task(rng):
@@ -403,14 +433,14 @@ class History:
     def task_cannot_fetch(self, rng: Random) -> None:
         task = self._task(rng)
         if task is not None and task.message.inputs:
-            count = len(self.world.told[task.executor][task.message.inputs[0].shuffle].statuses)
+            count = len(task.outputs[task.message.inputs[0].shuffle].statuses)
             if count:
                 evidence = rng.choice(["refused", "timeout", "corrupt", "missing"])
                 self.world.fetch_failed(task, rng.randrange(count), evidence)
 
     def killed_tasks_stop(self, rng: Random) -> None:
         for task in self.world.told_to_stop():
-            self.world.say(task, TaskEnd(task.task, Killed("told to")))
+            self.world.break_off(task)
 
     def an_output_rots(self, rng: Random) -> None:
         statuses = [s for outputs in self.world.core.outputs for s in outputs.statuses if s is not None]
@@ -523,7 +553,7 @@ class History:
             told = {task.task for task in world.told_to_stop()}
             for task in list(world.open.values()):
                 if task.task in told:
-                    world.say(task, TaskEnd(task.task, Killed("told to")))
+                    world.break_off(task)
                 elif task.task in world.open:
                     world.finish(task)
             world.pass_time(0.5)
@@ -532,7 +562,7 @@ class History:
     def _settle(self) -> None:
         """Executors answer what they were told, or are killed for not doing so."""
         for task in self.world.told_to_stop():
-            self.world.say(task, TaskEnd(task.task, Killed("told to")))
+            self.world.break_off(task)
         self.world.pass_time(1.0)
         self._doomed_die()
 
