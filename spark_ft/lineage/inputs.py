@@ -87,10 +87,10 @@ class Split:
 def find(paths: str) -> list[InputFile]:
     """The files that ``paths`` means, in the order given, sorted by name within each item.
 
-    Raises JobError (INPUT_NOT_FOUND) when a path or pattern matches nothing.
+    Raises JobError (INPUT_NOT_FOUND) when a path or pattern matches nothing, TypeError for what is no path.
     """
     files: list[InputFile] = []
-    for item in _split_commas(paths):
+    for item in _split_commas(os.fspath(paths)):
         match = _SCHEME.match(item)
         if match and match[1] != "file":
             files.extend(_find_remote(item))

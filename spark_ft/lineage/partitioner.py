@@ -45,6 +45,8 @@ class Partitioner:
     __slots__ = ("function", "partition_count")
 
     def __init__(self, partition_count: int, function: Callable[[Any], int] = portable_hash) -> None:
+        if partition_count < 0:
+            raise ValueError(f"Number of partitions must not be negative, not {partition_count}")
         self.partition_count = partition_count
         self.function = function
 

@@ -119,7 +119,7 @@ class TransformMixin(RDDBase[T]):
 
     def __add__(self, other: RDD[T]) -> RDD[T]:
         if not isinstance(other, RDDBase):
-            raise TypeError
+            raise TypeError(f"only an RDD can be added to an RDD, not {type(other).__name__}")
         return self.union(other)
 
     def zip(self, other: RDD[U]) -> RDD[tuple[T, U]]:
