@@ -9,7 +9,8 @@ A description is ``name=action`` or ``name=action@N`` (only the N-th hit, counte
 this process) or ``name=action%P`` (with probability P, from a generator seeded with the
 description and the process's label), several separated by commas.
 A file beside it can make a point fire once in a whole cluster: ``name=kill!PATH``
-acts only for the first process to create PATH.
+acts only for the first process to create PATH.  ``witness=DIR`` makes every process leave a
+file named after each point that has fired, so that a test can tell that its fault took effect.
 """
 
 import os
@@ -33,6 +34,7 @@ class _Point:
 
 
 _armed: dict[str, _Point] = {}
+_WITNESS = "witness"
 
 
 def arm(description: str, label: str = "") -> None:
@@ -48,6 +50,9 @@ def parse(description: str, label: str = "") -> dict[str, _Point]:
     for item in filter(None, (part.strip() for part in description.split(","))):
         name, _, action = item.partition("=")
         point = _Point(action)
+        if name == _WITNESS:
+            _armed[name] = point
+            continue
         if "!" in action:
             point.action, _, point.once_file = action.partition("!")
         elif "@" in action:
@@ -80,6 +85,9 @@ def hit(name: str) -> str:
             os.close(os.open(point.once_file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except FileExistsError:
             return ""
+    if witness := _armed.get(_WITNESS):
+        with open(f"{witness.action}/{name}", "a"):
+            pass
     if point.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif point.action == "pause":

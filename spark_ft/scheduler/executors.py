@@ -33,11 +33,12 @@ DEPTH_MAX = 16
 class WorkerState:
     """One worker, as far as the driver has heard of it."""
 
-    __slots__ = ("executors", "heard_s", "host", "id", "unavailable")
+    __slots__ = ("executors", "has_spoken", "heard_s", "host", "id", "unavailable")
 
     def __init__(self, id: Incarnation, host: HostId, now_s: float) -> None:
         self.id, self.host, self.heard_s = id, host, now_s
         self.executors: dict[Incarnation, ExecutorState] = {}
+        self.has_spoken = False  # until its WorkerHello nobody knows where its host's outputs can be read
         self.unavailable: tuple[int, str] | None = None  # (tries, stderr): it has given up starting executors
 
 
@@ -75,7 +76,7 @@ class ExecutorState:
 
     @property
     def accepting(self) -> bool:
-        return self.stopped_s is None and self.gone_s is None and not self.doomed
+        return self.worker.has_spoken and self.stopped_s is None and self.gone_s is None and not self.doomed
 
     def silent_s(self, now_s: float) -> float:
         return now_s - self.heard_s

@@ -397,6 +397,17 @@ def test_executors_learn_the_addresses_of_block_servers() -> None:
     assert stand.messages(Hosts, "e0")[0].hosts == {"h9": "tcp://h9"}
 
 
+def test_an_executor_gets_no_task_before_its_worker_has_said_where_its_outputs_can_be_read() -> None:
+    lineage, stand = Lineage(), Stand(executors=1)
+    stand.add_executor("h1", name="early")
+    job = stand.submit(lineage, lineage.reduce(lineage.source(8), 2))
+    assert {task.executor for task in stand.running()} == {"e0"}
+    stand.add_worker("h1")
+    assert {task.executor for task in stand.running()} == {"e0", "early"}
+    assert stand.messages(Hosts, "e0")[0].hosts == {"h1": "tcp://h1"}
+    stand.run(job)
+
+
 def test_a_beat_of_a_worker_about_strangers_is_harmless() -> None:
     stand = Stand(executors=1)
     stand.tell("worker-h0", WorkerBeat(1, ((Incarnation("e77"), 1.0, False),)))
