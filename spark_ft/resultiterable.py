@@ -22,6 +22,8 @@ class ResultIterable(Iterable[T], Generic[T]):
     Pickling it brings the values into memory, in one list.  (Source: PySpark's resultiterable.)
     """
 
+    __slots__ = ("__weakref__", "data", "index", "maxindex")  # one is made per key
+
     def __init__(self, data: SizedIterable[T]) -> None:
         self.data = data
         self.index = 0

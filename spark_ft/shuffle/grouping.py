@@ -10,6 +10,7 @@ user iterates them.  Order of arrival is kept within a key, whatever was where.
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,27 +24,31 @@ from spark_ft.shuffle.table import DEPTH_MAX, FANOUT, SALT
 _SHORT_BYTES = 4 * BATCH_BYTES  # of short lists written at a time: enough for batches, little for the budget
 _ENTRY_BYTES = 190  # of a dictionary, an empty list in it, and its first slots
 
-Group = list[Any] | Values
-Groups = tuple[Any, tuple[Group, ...]]  # key, values of each side
+Table = dict[Any, list[Any] | Values]  # values by key
 
 
 def group(
     batches: Iterable[Batch], budget_bytes: int, spill_dir: Path
 ) -> Iterator[tuple[Any, ResultIterable[Any]]]:
     """(key, values in order of arrival); keys in order of first arrival, or by buckets when spilled."""
-    for key, (values,) in _grouped([batches], budget_bytes, spill_dir):
-        yield key, ResultIterable(values)
+    for (table,) in _grouped([batches], budget_bytes, spill_dir):
+        yield from zip(table, map(ResultIterable, table.values()))  # noqa: B905 - one dictionary twice
 
 
 def cogroup(
     sides: Sequence[Iterable[Batch]], budget_bytes: int, spill_dir: Path
 ) -> Iterator[tuple[Any, tuple[ResultIterable[Any], ...]]]:
     """(key, one iterable of values for each side) for every key of any side."""
-    for key, groups in _grouped(sides, budget_bytes, spill_dir):
-        yield key, tuple([ResultIterable(values) for values in groups])
+    for tables in _grouped(sides, budget_bytes, spill_dir):
+        for side, table in enumerate(tables):
+            earlier = tables[:side]
+            for key in table:
+                if not any(key in other for other in earlier):
+                    yield key, tuple([ResultIterable(other.get(key, [])) for other in tables])
 
 
-def _grouped(sides: Sequence[Iterable[Batch]], budget_bytes: int, spill_dir: Path) -> Iterator[Groups]:
+def _grouped(sides: Sequence[Iterable[Batch]], budget_bytes: int, spill_dir: Path) -> Iterator[list[Table]]:
+    """The tables of all sides that make up the answer: one after the other, none sharing a key."""
     grouping = _Grouping(len(sides), budget_bytes // 2, spill_dir, 0)
     for side, batches in enumerate(sides):
         grouping.take(side, batches)
@@ -54,7 +59,7 @@ class _Grouping:
     """Tables of all sides at one depth, and their buckets on disk once there was too much."""
 
     def __init__(self, side_count: int, limit_bytes: int, spill_dir: Path, depth: int) -> None:
-        self._tables: list[dict[Any, Group]] = [{} for _ in range(side_count)]
+        self._tables: list[Table] = [defaultdict(list) for _ in range(side_count)]
         self._limit_bytes = limit_bytes
         self._spill_dir = spill_dir
         self._depth = depth
@@ -71,10 +76,7 @@ class _Grouping:
         for batch in batches:
             table: dict[Any, Any] = self._tables[side]  # at depth 0 it holds lists alone
             for key, value in batch:
-                if key in table:
-                    table[key].append(value)
-                else:
-                    table[key] = [value]
+                table[key].append(value)
             self._value_bytes += (_mean_value(batch) + 9) * len(batch)
             self._value_count += len(batch)
             if self._over_limit():
@@ -179,10 +181,10 @@ class _Grouping:
 
     # --- Out ---
 
-    def results(self) -> Iterator[Groups]:
-        """Every key once.  Iterators of a group stay good after the next one was taken."""
+    def results(self) -> Iterator[list[Table]]:
+        """The tables, or those of each bucket; what a key's values are stays good afterwards."""
         if self._file is None:
-            yield from self._in_memory()
+            yield self._tables
             return
         self._spill()
         file, side_count = self._file, len(self._tables)
@@ -197,19 +199,6 @@ class _Grouping:
             bucket.clear()
             yield from below.results()
 
-    def _in_memory(self) -> Iterator[Groups]:
-        if len(self._tables) == 1:
-            for key, values in self._tables[0].items():
-                yield key, (values,)
-            return
-        seen: set[Any] = set()
-        for side, table in enumerate(self._tables):
-            for key in table:
-                if side and any(key in earlier for earlier in self._tables[:side]):
-                    continue
-                yield key, tuple([other.get(key, []) for other in self._tables])
-        seen.clear()
-
 
 def _mean_value(batch: Batch) -> int:
     if isinstance(batch, Pairs):
@@ -218,7 +207,7 @@ def _mean_value(batch: Batch) -> int:
     return mean_size([value for _, value in islice(batch, 0, None, step)])
 
 
-def _table_bytes(table: dict[Any, Group]) -> int:
+def _table_bytes(table: Table) -> int:
     if not table:
         return 0
     keys = list(islice(table, 8))

@@ -94,7 +94,6 @@ class ShuffleReader:
         for _, answer in itertools.groupby(pieces, key=lambda item: item[0]):
             yield (piece for _, piece in answer)
 
-
     def _others(self, outputs: MapOutputs, failed: MapStatus) -> tuple[TaskId, ...]:
         """Whose outputs cannot be read either, of those in the store of ``failed``: told together, they
         are rebuilt together (BL-9).  Only what is proved unreadable is named (BL-1)."""
