@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from spark_ft.lineage.node import Replayable
 from spark_ft.resultiterable import ResultIterable
 from spark_ft.rows import Batch, Pairs
 from spark_ft.shuffle.spill import BATCH_BYTES, Extent, Piece, SpillFile, Values, mean_size, size_of
@@ -37,14 +38,15 @@ def group(
 
 def cogroup(
     sides: Sequence[Iterable[Batch]], budget_bytes: int, spill_dir: Path
-) -> Iterator[tuple[Any, tuple[ResultIterable[Any], ...]]]:
-    """(key, one iterable of values for each side) for every key of any side."""
+) -> Iterator[tuple[Any, tuple[Replayable, ...]]]:
+    """(key, the values of each side) for every key of any side; in order of arrival as in ``group``."""
     for tables in _grouped(sides, budget_bytes, spill_dir):
         for side, table in enumerate(tables):
-            earlier = tables[:side]
-            for key in table:
-                if not any(key in other for other in earlier):
-                    yield key, tuple([ResultIterable(other.get(key, [])) for other in tables])
+            earlier, later = tables[:side], tables[side + 1 :]
+            none: tuple[Replayable, ...] = tuple([[] for _ in earlier])
+            for key, values in table.items():
+                if not side or not any(key in other for other in earlier):
+                    yield key, (*none, values, *[other.get(key) or [] for other in later])
 
 
 def _grouped(sides: Sequence[Iterable[Batch]], budget_bytes: int, spill_dir: Path) -> Iterator[list[Table]]:

@@ -10,6 +10,7 @@ What LMDB asks of us, and where it is kept:
 - No transaction across user code, none held long: ``Segment`` has no method that hands one out;
   whatever is read is copied out or visited within one call.
 - A transaction is never torn by a task's kill: each runs inside ``interrupts.shielded``.
+- Never on a network file system, whose locks and mappings are not those of one machine.
 - A file shorter than its meta page claims kills the reader by SIGBUS: it is refused before opening.
 - Keys have at most 511 bytes.
 - ``lmdb.Error`` never leaves this module.
@@ -46,6 +47,10 @@ OPEN_SEGMENTS_MAX = 256  # for reading, in one process: each takes one or two fi
 _DATA, _LOCK, _CLOSED = "data.mdb", "lock.mdb", "closed"
 _META_MAGIC = 0xBEEFC0DE
 _MAP_BYTES_MAX = 1 << 46
+_NETWORK_FILE_SYSTEMS = {
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "gpfs",
+    "lustre", "nfs", "nfs4", "ocfs2", "smb3",
+}  # fmt: skip
 _SLACK_BYTES = 1 << 20  # of pages beside the values themselves
 _FULL_ERRNOS = ("No space left", "quota exceeded", "File too large")
 
@@ -272,11 +277,35 @@ def sweep() -> None:
                 segment.close()
 
 
+def check_file_system(path: Path, mounts: str | None = None) -> None:
+    """Raises StorageError (STORE_UNSUPPORTED_FS) when ``path`` would lie on a network file system (ST-16).
+
+    ``mounts``: what to believe in place of the kernel's list, one mount a line: device, directory, type.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mounts").read_text()
+        except OSError:
+            return  # no such list on this platform
+    best, kind = "", ""
+    for line in mounts.splitlines():
+        _, directory, found, *_ = line.split(" ")
+        prefix = directory.replace("\\040", " ").rstrip("/") + "/"
+        if f"{path.absolute()}/".startswith(prefix) and len(prefix) >= len(best):
+            best, kind = prefix, found
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise StorageError(
+            f"{path} is on {kind}, which cannot hold a store; set spark.local.dir to a local disk",
+            "STORE_UNSUPPORTED_FS",
+        )
+
+
 def create_segment(path: Path, map_bytes: int, sync: bool) -> Segment:
     """A new, empty environment in the new directory ``path``, open for writing.
 
     Raises StoreFull, or StorageError (STORE_NOT_WRITABLE) when the directory cannot be had.
     """
+    check_file_system(path)
     try:
         path.mkdir(parents=True)
     except OSError as error:

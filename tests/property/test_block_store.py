@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import random
 import signal
 import tempfile
 from pathlib import Path
@@ -245,6 +246,47 @@ def test_BL_3_ST_10_a_bit_flip_at_any_byte_of_the_file_is_never_a_wrong_answer(t
     assert "WRONG" not in report.read_text()
     assert len(lines) + crashes >= size
     assert damaged.wrong_answers() == []  # and the pristine file is right
+
+
+def test_ST_10_a_bit_flip_in_any_page_of_a_deeper_tree_is_never_a_wrong_answer(tmp_path: Path) -> None:
+    store = StoreWriter(tmp_path / "stores" / "s", HOST, segment_bytes=4 << 20, transaction_bytes=100_000)
+    statuses = {}
+    for number in range(80):  # some leaves and a branch page above them
+        key = OutputKey(Fingerprint(b"k" * 16), Generation(1), number, TaskId(number))
+        output = store.begin(ShuffleId(1), key, 2)
+        output.append(1, rows.encode([number] * 3), 3)
+        statuses[key] = output.commit()
+    segment = lmdb_env.open_segment(layout.segment_path(store.path, 0))
+    for number in range(20, 40):  # and pages on the free list
+        store.discard(
+            b"m" + OutputKey(Fingerprint(b"k" * 16), Generation(1), number, TaskId(number)).pack(), b"x"
+        )
+    store.close()
+    data = segment.path / "data.mdb"
+    pristine = data.read_bytes()
+    reader = StoreReader({HOST: tmp_path})
+
+    def examine(page: int, rng: random.Random) -> None:
+        for _ in range(3):
+            position = page * 4096 + rng.choice((rng.randrange(64), rng.randrange(4096)))
+            damaged = bytearray(pristine)
+            damaged[position] ^= 1 << rng.randrange(8)
+            data.write_bytes(damaged)
+            found = {status.map_index: status for status in reader.outputs(HOST, "s", deep=True)}
+            assert all(
+                status == statuses[key] for key, status in statuses.items() if status.map_index in found
+            )
+            for key, status in statuses.items():
+                with contextlib.suppress(StorageError):
+                    buffers = reader.slice(HOST, "s", status.segment, key, 1)
+                    got = [list(batch) for buffer in buffers for batch in rows.iter_batches(buffer)]
+                    assert got == [[key.map_index] * 3]
+            for opened in list(lmdb_env._registry.by_inode.values()):
+                opened.close()
+
+    for page in range(len(pristine) // 4096):
+        code = in_child(lambda page=page: examine(page, random.Random(page)))
+        assert code in (0, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT), f"page {page}"
 
 
 def test_ST_9_a_file_cut_or_zeroed_anywhere_is_never_a_wrong_answer(tmp_path: Path) -> None:

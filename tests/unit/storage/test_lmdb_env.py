@@ -158,3 +158,21 @@ def test_store_full_tells_what_was_needed_and_what_is_free() -> None:
     full = lmdb_env.os_error(OSError(28, "No space left on device"), Path("/tmp/x"), 77)
     assert isinstance(full, StoreFull)
     assert full.needed_bytes == 77 and full.free_bytes > 0
+
+
+MOUNTS = """/dev/sda / ext4 rw 0 0
+server:/home /home nfs4 rw 0 0
+tmpfs /home/me/local\\040disk tmpfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/tmp/x", True), ("/home/me/x", False), ("/homely", True), ("/home/me/local disk/x", True)],
+)
+def test_ST_16_a_network_file_system_is_refused_by_name(path: str, allowed: bool) -> None:
+    if allowed:
+        lmdb_env.check_file_system(Path(path), MOUNTS)
+    else:
+        with pytest.raises(StorageError, match=r"STORE_UNSUPPORTED_FS.*nfs4"):
+            lmdb_env.check_file_system(Path(path), MOUNTS)
