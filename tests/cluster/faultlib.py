@@ -80,6 +80,23 @@ class Gate:
         wait_until(lambda: os.path.exists(f"{self.path}/open"), deadline_s, f"gate {self.path}")
         return count
 
+    def hold(self, index: int, records: Iterable[Any]) -> Iterable[Any]:
+        """For mapPartitionsWithIndex: wait, then hand everything on."""
+        self.wait(index)
+        return records
+
+    def share(self, processes: int) -> Callable[[int, Iterable[Any]], Iterable[Any]]:
+        """For mapPartitionsWithIndex: no task ends before so many processes have begun one, and none is
+        so short that one executor could run them all."""
+
+        def pass_on(index: int, records: Iterable[Any]) -> Iterable[Any]:
+            self.arrive(f"share-{os.getpid()}")
+            wait_until(lambda: len([n for n in self.arrivals() if n.startswith("share-")]) >= processes)
+            time.sleep(0.01)
+            return records
+
+        return pass_on
+
     def open(self) -> None:
         Path(self.path, "open").touch()
 
@@ -87,6 +104,10 @@ class Gate:
         """name -> how often it arrived."""
         names = Counter(entry.rsplit("@", 1)[0] for entry in os.listdir(self.path) if "@" in entry)
         return dict(names)
+
+    def waiting(self) -> int:
+        """How many partitions have come to ``hold``."""
+        return sum(name.isdigit() for name in self.arrivals())
 
     def pid_of(self, name: object, count: int = 0) -> int:
         """The process that arrived under ``name``; 0 while nobody has (or has not signed yet)."""
@@ -359,6 +380,13 @@ class Running:
 
     def executor_pids(self) -> list[int]:
         return list(self.log.pids().values())
+
+    def starts(self, kind: str) -> Counter[int]:
+        """partition -> starts in all stages of one kind, those flagged speculative left out."""
+        counted: Counter[int] = Counter()
+        for (_, partition), count in starts_per_partition(self.events(), kind).items():
+            counted[partition] += count
+        return counted
 
     def killer(self, **how: Any) -> Killer:
         return Killer(self.log, **how)
