@@ -33,13 +33,14 @@ class CachedBlocks:
     def __init__(self) -> None:
         self.held: dict[NodeId, dict[int, Holding]] = {}
         self.of_executor: dict[Incarnation, set[Key]] = {}
-        self.sources: dict[NodeId, set[ShuffleId]] = {}  # what a node's held partitions were built from
+        self.under: dict[NodeId, set[ShuffleId]] = {}  # what a tracked node's partitions may be built from
         self.disk_count = 0  # holdings on disk: while there is none, launches need not look for any
 
-    def track(self, nodes: Iterable[NodeId]) -> None:
-        """From now on these nodes' partitions may be held."""
+    def track(self, nodes: Iterable[NodeId], shuffles: Iterable[ShuffleId]) -> None:
+        """From now on these nodes' partitions may be held, built from these shuffles at most."""
         for node in nodes:
             self.held.setdefault(node, {})
+            self.under.setdefault(node, set()).update(shuffles)
 
     def tracks(self, node: NodeId) -> bool:
         return node in self.held
@@ -51,7 +52,7 @@ class CachedBlocks:
         partitions = self.held.get(node)
         return partitions.get(partition) if partitions else None
 
-    def add(self, executor: Incarnation, block: CachedBlock, sources: Iterable[ShuffleId]) -> None:
+    def add(self, executor: Incarnation, block: CachedBlock) -> None:
         """``executor`` has it in memory, or has written it to disk.  Reported twice changes nothing."""
         holding = self.held[block.node].setdefault(block.partition, Holding())
         if block.block is None:
@@ -60,7 +61,6 @@ class CachedBlocks:
         else:
             self.disk_count += block.block.host not in holding.disk
             holding.disk[block.block.host] = block
-        self.sources.setdefault(block.node, set()).update(sources)
 
     def drop_memory(self, executor: Incarnation, key: Key) -> bool:
         """It is not in this executor's memory any more; false when it was not known to be."""
@@ -104,20 +104,21 @@ class CachedBlocks:
                 if not keys:
                     del self.of_executor[executor]
         had = bool(partitions)
-        self.sources.pop(node, None)
         if forget:
             del self.held[node]
+            del self.under[node]
         else:
             self.held[node] = {}
         return had
 
-    def built_from(self, shuffle: ShuffleId) -> list[NodeId]:
-        return [node for node, sources in self.sources.items() if shuffle in sources]
+    def standing_on(self, shuffle: ShuffleId) -> list[NodeId]:
+        """Nodes whose partitions, known or not told of yet, may be built from this shuffle."""
+        return [node for node, under in self.under.items() if shuffle in under]
 
     def forget_source(self, shuffle: ShuffleId) -> None:
         """The shuffle is gone for good: it can never be rolled back again."""
-        for sources in self.sources.values():
-            sources.discard(shuffle)
+        for under in self.under.values():
+            under.discard(shuffle)
 
     def _drop_disk_where(self, gone: Callable[[BlockRef], bool]) -> list[Key]:
         lost: list[Key] = []
@@ -139,8 +140,6 @@ class CachedBlocks:
             holding.memory.pop(executor, None)
         if not holding.memory and not holding.disk:
             del self.held[node][partition]
-            if not self.held[node]:
-                self.sources.pop(node, None)
 
 
 @dataclass(slots=True)

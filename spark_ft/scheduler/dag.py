@@ -181,7 +181,7 @@ class Dag:
             partitions: Iterable[int] = sorted(job.partitions - job.delivered)
         else:
             partitions = self._outputs[stage.shuffle].lacking()
-        self._blocks.track(stage.tree.persisted)
+        self._blocks.track(stage.tree.persisted, stage.tree.parents)
         stage.tasks = TaskSet(stage, partitions)
         stage.unloadable.clear()
         stage.progressed, stage.fruitless = True, 0

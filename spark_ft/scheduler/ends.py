@@ -122,7 +122,6 @@ class Ends:
             shuffle in self._outputs and self._outputs[shuffle].generation == generation
             for shuffle, generation in attempt.reads
         )
-        sources = [shuffle for shuffle, _ in attempt.reads]
         refused = dict.fromkeys(executor.purging.pop(end.task, ()))
         for node, partition in end.dropped:
             if self._blocks.drop_memory(executor.id, (node, partition)):
@@ -130,7 +129,7 @@ class Ends:
                 self._dag.mark_holders([node])
         for block in end.cached:
             if current and block.node not in refused and self._blocks.tracks(block.node):
-                self._blocks.add(executor.id, block, sources)
+                self._blocks.add(executor.id, block)
                 self._turn.note(
                     "cached", node=block.node, partition=block.partition, executor=executor.id,
                     size_bytes=block.size_bytes, disk=block.block is not None,

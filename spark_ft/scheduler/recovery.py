@@ -68,7 +68,8 @@ class Recovery:
                 return False
             self._turn.note("output_replaced", shuffle=status.shuffle, map=status.map_index)
             self._restart_readers(status.shuffle)
-            self._taint({status.shuffle: None})
+            self._drop_cached([status.shuffle])
+            self._taint([status.shuffle])
         outputs.register(status)
         outputs.sources.update(shuffle for shuffle, _ in attempt.reads)
         self._health.host_worked(status.host)
@@ -78,24 +79,24 @@ class Recovery:
         """Whether something that the engine still holds was built from this generation."""
         return bool(
             self._outputs.built_from(shuffle)
-            or self._blocks.built_from(shuffle)
+            or self._blocks.any_of(self._blocks.standing_on(shuffle))
             or any(shuffle in job.sources for job in self._dag.jobs.values())
         )
 
-    def _readers(self, shuffle: ShuffleId) -> list[Attempt]:
-        """Running attempts that count and that may have read this shuffle.  Linear in running attempts."""
-        return [
+    def _restart_readers(self, shuffle: ShuffleId) -> None:
+        """Whoever may have read this shuffle reads again.  Until those that are being killed have ended
+        they may still put what they read into their executor's memory.  Linear in running attempts."""
+        readers = [
             attempt
             for executor in self._executors.live.values()
             for attempt in executor.running.values()
-            if attempt.counts and any(read == shuffle for read, _ in attempt.reads)
+            if any(read == shuffle for read, _ in attempt.reads)
         ]
-
-    def _restart_readers(self, shuffle: ShuffleId) -> None:
-        for attempt in self._readers(shuffle):
+        for attempt in readers:
             if attempt.stage.tree.persisted:
                 attempt.executor.purging[attempt.task_id] = attempt.stage.tree.persisted
-            self._dag.restart(attempt, "its input was replaced")
+            if attempt.counts:
+                self._dag.restart(attempt, "its input was replaced")
 
     def rollback(self, shuffle: ShuffleId, map_index: int) -> None:
         """The output of ``map_index`` changed under finished readers: begin a new generation, and undo all
@@ -108,11 +109,7 @@ class Recovery:
                     spoilt[built] = None
                     work.append(built)
         self._taint(spoilt)
-        for node in {node for shuffle in spoilt for node in self._blocks.built_from(shuffle)}:
-            self._blocks.drop_node(node, forget=False)
-            self._dag.mark_holders([node])
-            for executor in self._executors.live.values():
-                self._turn.send(executor.id, DropBlocks(nodes=(node,)))
+        self._drop_cached(spoilt)
         for spoilt_shuffle in spoilt:
             self._restart_readers(spoilt_shuffle)
             self._undo(spoilt_shuffle, cause=shuffle, map_index=map_index)
@@ -123,6 +120,16 @@ class Recovery:
                 "before the shuffle deterministic, or checkpoint their result."
             )
             self._dag.end_job(job, JobFailure("INDETERMINATE_OUTPUT_ROLLBACK", text, job.result.id))
+
+    def _drop_cached(self, spoilt: Iterable[ShuffleId]) -> None:
+        """No executor may keep what was built from these, told of or not."""
+        nodes = sorted({node for shuffle in spoilt for node in self._blocks.standing_on(shuffle)})
+        for node in nodes:
+            self._blocks.drop_node(node, forget=False)
+        if nodes:
+            self._dag.mark_holders(nodes)
+            for executor in self._executors.live.values():
+                self._turn.send(executor.id, DropBlocks(nodes=tuple(nodes)))
 
     def _taint(self, spoilt: Iterable[ShuffleId]) -> None:
         """Results that were built from these are whole, but no other can be added to them any more."""
