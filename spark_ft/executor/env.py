@@ -106,7 +106,11 @@ class Env:
         self.record_count = 0  # read from shuffles so far: the task's progress
 
     def _pairs(self, dependency: ShuffleDependency, partition: int) -> Iterator[Batch]:
-        for batch in self._shuffle.pairs(self._outputs[dependency.shuffle], partition):
+        outputs = self._outputs.get(dependency.shuffle)
+        if outputs is None:  # the task was sent here for a cached partition, and that is gone
+            missing = FetchFailed(dependency.shuffle, Generation(0), -1, HostId(""), "", "missing")
+            raise FetchError(missing)
+        for batch in self._shuffle.pairs(outputs, partition):
             self.record_count += len(batch)
             yield batch
 
