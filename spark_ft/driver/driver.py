@@ -342,8 +342,10 @@ class Driver:
         text = f"internal error in the scheduler at {event!r}:\n{traceback.format_exc()}"
         log.error("%s", text)
         self._note("internal_error", {"text": text})
-        for handle in list(self._jobs.values()):
+        for job, handle in list(self._jobs.items()):
             handle.finish(JobFailure("INTERNAL_ERROR", text))
+            if not isinstance(event, CancelJobs):  # or a core that cannot cancel would be asked for ever
+                self._host.post(CancelJobs(job=job, reason="internal error"))
 
     # --- End ---
 

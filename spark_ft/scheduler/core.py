@@ -181,6 +181,7 @@ class SchedulerCore:
             self._stalled_s += stall_s
             self.turn.note("driver_stalled", seconds=round(stall_s, 3))
         self.turn.now_s = now_s - self._stalled_s
+        self._due_s = now_s + _SWEEP_S  # should this turn raise, the next one is not at once
 
     # --- Messages ---------------------------------------------------------------------------
 
