@@ -272,7 +272,7 @@ class LocalCluster:
             self._stopping = True
         processes = self._processes()
         for process in processes:
-            process.interpreter.release()
+            process.interpreter.terminate()
         deadline_s = self._clock.now_s() + STOP_S
         for process in processes:
             if not process.interpreter.wait(deadline_s - self._clock.now_s()):

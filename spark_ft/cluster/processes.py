@@ -94,6 +94,11 @@ class Interpreter:
             with contextlib.suppress(BrokenPipeError):
                 self._popen.stdin.close()
 
+    def terminate(self) -> None:
+        """Ask it to go, also while it is still importing and reads no stdin."""
+        self.release()
+        self.signal(signal.SIGTERM)
+
     def wait(self, timeout_s: float) -> bool:
         """Whether it has ended (and is reaped) within ``timeout_s``."""
         with contextlib.suppress(subprocess.TimeoutExpired):
