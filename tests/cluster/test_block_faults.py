@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from operator import add
 from pathlib import Path
 
+from spark_ft import StorageLevel
 from tests.cluster import faultlib
 from tests.cluster.faultlib import Action, Gate, Running, wait_until
 
@@ -37,6 +38,17 @@ def reducers_at_gate(running: Running, gate: Gate, maps: int, reducers: int, map
     wait_until(lambda: gate.waiting() == 3, what="three reducers")
     assert len(written_by(running)) == 3, "each executor has written map outputs"
     return action
+
+
+def counted(running: Running, gate: Gate, counts: Gate):
+    """Nine partitions, spread over three executors; ``counts`` sees how often each is computed."""
+
+    def computed(index, records):
+        counts.arrive(index)
+        return records
+
+    numbers = running.sc.parallelize(range(NUMBERS), 9).mapPartitionsWithIndex(gate.share(3))
+    return numbers.mapPartitionsWithIndex(computed)
 
 
 def test_BL_1_of_a_deleted_store_only_its_maps_run_again(start, tmp_path) -> None:
@@ -118,13 +130,7 @@ def test_BL_11_of_cached_partitions_only_those_of_the_killed_holder_are_computed
     start, tmp_path
 ) -> None:
     running, gate, counts = start(), Gate(tmp_path / "gate"), Gate(tmp_path / "counts")
-
-    def computed(index, records):
-        counts.arrive(index)
-        return records
-
-    numbers = running.sc.parallelize(range(NUMBERS), 9).mapPartitionsWithIndex(gate.share(3))
-    cached = numbers.mapPartitionsWithIndex(computed).cache()
+    cached = counted(running, gate, counts).cache()
     assert cached.sum() == sum(range(NUMBERS))
     holders = defaultdict(list)
     for event in running.log.wait_for("cached", 9):
@@ -140,6 +146,22 @@ def test_BL_11_of_cached_partitions_only_those_of_the_killed_holder_are_computed
     for _ in range(2):
         assert cached.sum() == sum(range(NUMBERS))
         assert counts.arrivals() == expected
+
+
+def test_BL_11_partitions_on_disk_outlive_their_executors_and_are_read_from_other_hosts(
+    start, tmp_path
+) -> None:
+    running, gate, counts = start(), Gate(tmp_path / "gate"), Gate(tmp_path / "counts")
+    kept = counted(running, gate, counts).persist(StorageLevel.DISK_ONLY)
+    assert kept.sum() == sum(range(NUMBERS))
+    assert len({event["executor"] for event in running.log.wait_for("cached", 9, disk=True)}) == 3
+    first = set(running.executor_pids())
+    for pid in first:
+        running.kill(pid)
+    wait_until(lambda: len(set(running.executor_pids()) - first) == 3, what="their successors")
+    assert kept.sum() == sum(range(NUMBERS))
+    assert kept.coalesce(1).glom().collect() == [list(range(NUMBERS))], "one task reads all hosts' blocks"
+    assert counts.arrivals() == {str(index): 1 for index in range(9)}
 
 
 def test_DR_13_accumulators_count_once_although_map_outputs_are_made_again(start, tmp_path) -> None:

@@ -68,10 +68,11 @@ def test_EX_1_of_a_killed_executor_only_the_map_task_it_ran_starts_again(start, 
     faultlib.assert_r1(running.events())
 
 
+@pytest.mark.parametrize("master", ["local-cluster[3,1,512]", "local[3]"])
 def test_EX_2_no_map_task_starts_again_whichever_executor_is_killed_after_the_map_stage(
-    start, tmp_path
+    start, tmp_path, master
 ) -> None:
-    running, gate = start(), Gate(tmp_path / "gate")
+    running, gate = start(master), Gate(tmp_path / "gate")
     numbers = running.sc.parallelize(range(NUMBERS), 6).mapPartitionsWithIndex(gate.share(3))
     sums = numbers.map(lambda x: (x % 5, x)).reduceByKey(add, 4)
     action = Action(lambda: sorted(sums.mapPartitionsWithIndex(gate.hold).collect()))

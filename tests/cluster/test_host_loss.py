@@ -6,6 +6,7 @@ import signal
 from collections import Counter, defaultdict
 from operator import add
 
+from spark_ft import StorageLevel
 from tests.cluster import faultlib
 from tests.cluster.faultlib import Action, Gate, wait_until
 
@@ -77,3 +78,24 @@ def test_WK_2_a_host_lost_between_jobs_is_rebuilt_as_far_as_the_next_job_needs_i
     assert needed
     assert faultlib.starts_per_partition(running.events(), "map") - before == needed
     wait_until(lambda: len(running.executor_pids()) == 3, what="executors in place of the lost ones")
+
+
+def test_WK_2_of_partitions_kept_on_disk_only_those_of_the_lost_host_are_computed_again(
+    start, tmp_path
+) -> None:
+    running, gate, counts = start(), Gate(tmp_path / "gate"), Gate(tmp_path / "counts")
+
+    def computed(index, records):
+        counts.arrive(index)
+        return records
+
+    numbers = running.sc.parallelize(range(NUMBERS), 9).mapPartitionsWithIndex(gate.share(3))
+    kept = numbers.mapPartitionsWithIndex(computed).persist(StorageLevel.DISK_ONLY)
+    assert kept.sum() == sum(range(NUMBERS))
+    hosts = {event["executor"]: event["host"] for event in running.log.of("executor_added")}
+    lost = [e["partition"] for e in running.log.wait_for("cached", 9) if hosts[e["executor"]] == "host-0"]
+    assert 0 < len(lost) < 9
+    lose_host(running, "host-0")
+    for _ in range(2):
+        assert kept.sum() == sum(range(NUMBERS))
+        assert counts.arrivals() == {str(index): 2 if index in lost else 1 for index in range(9)}
