@@ -193,9 +193,18 @@ class Values:
         self._count = 0
 
     def add(self, piece: list[Any] | Piece) -> None:
-        """Append a piece; lists are kept as they are and must not change afterwards."""
+        """Append a piece; a list is kept as it is, and is the Values' own from now on."""
         self._pieces.append(piece)
         self._count += len(piece) if isinstance(piece, list) else piece.value_count
+
+    def append(self, value: Any) -> None:
+        """Add one value, as to a list."""
+        last = self._pieces[-1] if self._pieces else None
+        if isinstance(last, list):
+            last.append(value)
+        else:
+            self._pieces.append([value])
+        self._count += 1
 
     @property
     def pieces(self) -> list[list[Any] | Piece]:

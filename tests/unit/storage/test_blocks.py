@@ -362,3 +362,55 @@ def test_a_request_cannot_leave_the_stores(store, reader, name: str) -> None:
     put_output(store, key(), [[[1]]])
     with pytest.raises(BlockMissing):
         list(serve(reader, HOST)(pack_slice(name, 0, key(), 0)))
+
+
+# --- Deaths ---
+
+
+def writer_in_child(root: Path, failpoint: str) -> tuple[int, int]:
+    """Fork a writer of endless outputs, which tells of each commit; returns its pid and the pipe's end."""
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(told)
+            store = make_store(root, segment_bytes=1 << 20, transaction_bytes=60_000)
+            failpoints.arm(failpoint)
+            for number in range(1 << 20):
+                put_output(store, key(number), [[[number, os.urandom(70_000)]], [[number]] * 3])
+                os.write(tell, number.to_bytes(4, "little"))
+        finally:
+            os._exit(1)
+    os.close(tell)
+    return child, told
+
+
+def check_survivors(root: Path, reader: StoreReader, told: list[int]) -> None:
+    """All that was told is there and whole, and at most one more that was not told any more."""
+    found = {status.map_index: status for status in reader.outputs(HOST, STORE, deep=True)}
+    assert found.keys() >= set(told) and len(found) <= len(told) + 1
+    for number, status in found.items():
+        assert read(reader, status, key(number), 1) == [[number]] * 3
+    for segment in list(lmdb_env._registry.by_inode.values()):
+        segment.close()
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 10, 25])
+@pytest.mark.parametrize("place", ["store.put", "after_block_put_before_manifest"])
+def test_ST_7_after_a_kill_in_a_transaction_all_that_was_committed_is_whole(root, reader, place, nth) -> None:
+    child, pipe = writer_in_child(root, f"{place}=kill@{nth}")
+    with os.fdopen(pipe, "rb") as stream:
+        data = stream.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+    check_survivors(root, reader, [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)])
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 20, 40])
+def test_ST_7_after_a_kill_at_any_moment_all_that_was_committed_is_whole(root, reader, count: int) -> None:
+    child, pipe = writer_in_child(root, "")
+    with os.fdopen(pipe, "rb") as stream:
+        data = stream.read(4 * count)
+        os.kill(child, 9)
+        data += stream.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+    check_survivors(root, reader, [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)])
