@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -76,6 +77,7 @@ class StoreWriter:
         self.path = path
         self.host = host
         self.chunk_bytes = min(layout.CHUNK_BYTES, transaction_bytes, segment_bytes // 4)
+        self._seal = os.path.join(path, "sealed")
         self._segment_bytes = segment_bytes
         self._sync = sync
         self._lock = threading.RLock()
@@ -185,7 +187,7 @@ class StoreWriter:
     def _check_seal(self) -> None:
         """Asked before and after each commit: whoever sealed the store and listed it afterwards has seen
         every output that this process will ever call committed."""
-        if (self.path / "sealed").exists():
+        if os.path.exists(self._seal):
             raise StorageError(f"{self.path} has been sealed: its writer was given up", "STORE_SEALED")
 
     def _active(self) -> tuple[int, Segment]:

@@ -22,6 +22,8 @@ from spark_ft.storage import layout, lmdb_env
 from spark_ft.storage.layout import Manifest, OutputKey, Row
 from spark_ft.storage.lmdb_env import Segment
 
+_Where = tuple[HostId, str]  # a host and one of its stores
+
 
 class StoreReader:
     """Reads the stores of hosts whose directories can be reached by path.
@@ -32,6 +34,7 @@ class StoreReader:
 
     def __init__(self, roots: Mapping[HostId, Path]) -> None:
         self.roots = roots
+        self._segments: dict[tuple[HostId, str, int], Segment] = {}  # some may have been closed since
 
     def slice(
         self, host: HostId, store: str, segment: int, key: OutputKey, reduce_index: int
@@ -41,31 +44,34 @@ class StoreReader:
         Row count and checksum of the whole are verified when the last has been taken; each batch proves
         itself when it is decoded.  Raises BlockMissing, BlockExpired, BlockCorrupt, BlockIncomplete.
         """
-        path = self._store(host, store)
-        row, spans = self._locate(host, path, segment, key, reduce_index)
+        where = (host, store)
+        row, spans = self._locate(where, segment, key, reduce_index)
+        if not row.length:
+            return iter(())
         prefix = b"c" + key.pack()
-        return _verified(self._extent(path, prefix, spans, row), row.length, row.rows, row.checksum)
+        return _verified(self._extent(where, prefix, spans, row), row)
 
     def open_slice(
         self, host: HostId, store: str, segment: int, key: OutputKey, reduce_index: int
     ) -> Iterator[bytes]:
         """The same as one head and raw pieces of at most 1 MiB, for ``receive_slice`` at the other end."""
-        path = self._store(host, store)
-        row, spans = self._locate(host, path, segment, key, reduce_index)
+        where = (host, store)
+        row, spans = self._locate(where, segment, key, reduce_index)
         echo = key.pack()
         yield layout.SLICE_HEAD.pack(
             layout.SLICE_MAGIC, echo, reduce_index, row.length, row.rows, row.checksum
         )
-        yield from self._extent(path, b"c" + echo, spans, row)
+        yield from self._extent(where, b"c" + echo, spans, row)
 
     def lacking(self, host: HostId, store: str, outputs: Sequence[tuple[int, OutputKey]]) -> list[int]:
         """Positions of those outputs, given as (segment, key), whose manifest is not there or is damaged."""
-        path = self._store(host, store)
+        where = (host, store)
+        self._store(where)  # a host that cannot be reached lacks nothing: BlockMissing is raised
         found = []
         for position, (segment, key) in enumerate(outputs):
             item = b"m" + key.pack()
             try:
-                self._segment(path, segment).read(lambda get, item=item: layout.manifest(get, item))  # type: ignore[misc]
+                self._segment(where, segment).read(lambda get, item=item: layout.manifest(get, item))  # type: ignore[misc]
             except StorageError:
                 found.append(position)
         return found
@@ -75,26 +81,26 @@ class StoreReader:
 
         Raises BlockMissing, BlockExpired, BlockCorrupt.
         """
-        path = self._store(ref.host, ref.store)
+        where = (ref.host, ref.store)
         try:
-            head = self._segment(path, ref.segment).read(lambda get: layout.opened(get, ref.key))
+            head = self._segment(where, ref.segment).read(lambda get: layout.opened(get, ref.key))
             if head is None:
-                raise BlockMissing(f"{path} holds no block {ref.key!r}")
+                raise BlockMissing(f"{where} holds no block {ref.key!r}")
             size_bytes, checksum, spans = layout.unpacked(head)
             if (size_bytes, checksum) != (ref.size_bytes, ref.checksum):
-                raise BlockCorrupt(f"block {ref.key!r} of {path} is another one than {ref}")
+                raise BlockCorrupt(f"block {ref.key!r} of {where} is another one than {ref}")
         except BlockMissing as missing:
             raise self._gone(ref.host, ref.key, missing) from None
         got, digest, prefix = 0, xxh3_64(), b"d" + ref.key
         for chunk_no in itertools.count():
             if got >= size_bytes:
                 break
-            payload = self._chunk(path, spans, prefix, chunk_no)
+            payload = self._chunk(where, spans, prefix, chunk_no)
             got += len(payload)
             digest.update(payload)
             yield payload
         if got != size_bytes or digest.intdigest() != checksum:
-            raise BlockCorrupt(f"block {ref.key!r} of {path} has {got} of {size_bytes} bytes, or others")
+            raise BlockCorrupt(f"block {ref.key!r} of {where} has {got} of {size_bytes} bytes, or others")
 
     def outputs(self, host: HostId, store: str, deep: bool = False) -> list[MapStatus]:
         """Every map output that a store holds committed, as its writer would have reported it.
@@ -103,11 +109,11 @@ class StoreReader:
         they spoke of counts as lost.  Touching a damaged environment may kill the process, so after
         a writer's death this runs in a disposable child (ST-9).
         """
-        path = self._store(host, store)
+        where = (host, store)
         found = []
-        for number in layout.segment_numbers(path):
+        for number in layout.segment_numbers(self._store(where)):
             try:
-                segment = self._segment(path, number)
+                segment = self._segment(where, number)
                 keys = segment.keys(b"m")
             except StorageError:
                 continue
@@ -115,7 +121,7 @@ class StoreReader:
                 try:
                     manifest = segment.read(lambda get, item=item: layout.manifest(get, item, whole=deep))  # type: ignore[misc]
                     if deep:
-                        self._verify(path, manifest)
+                        self._verify(where, manifest)
                 except StorageError:
                     continue
                 key = manifest.key
@@ -136,29 +142,29 @@ class StoreReader:
                 )
         return found
 
-    def _verify(self, path: Path, manifest: Manifest) -> None:
+    def _verify(self, where: _Where, manifest: Manifest) -> None:
         prefix = b"c" + manifest.key.pack()
         for row in manifest.table:
-            for _ in _verified(
-                self._extent(path, prefix, manifest.spans, row), row.length, row.rows, row.checksum
-            ):
+            for _ in _verified(self._extent(where, prefix, manifest.spans, row), row):
                 pass
 
     def host_of(self, store: str) -> HostId:
         """The host whose directory holds a store.  Raises BlockMissing."""
         for host in list(self.roots):
-            if self._store(host, store).is_dir():
+            if self._store((host, store)).is_dir():
                 return host
         raise BlockMissing(f"no host within reach has a store {store!r}")
 
     def _locate(
-        self, host: HostId, path: Path, segment: int, key: OutputKey, reduce_index: int
+        self, where: _Where, segment: int, key: OutputKey, reduce_index: int
     ) -> tuple[Row, list[list[int]]]:
         item = b"m" + key.pack()
         try:
-            manifest = self._segment(path, segment).read(lambda get: layout.manifest(get, item, reduce_index))
+            manifest = self._segment(where, segment).read(
+                lambda get: layout.manifest(get, item, reduce_index)
+            )
         except BlockMissing as missing:
-            raise self._gone(host, key.fingerprint, missing) from None
+            raise self._gone(where[0], key.fingerprint, missing) from None
         return manifest.table[0], manifest.spans
 
     def _gone(self, host: HostId, name: bytes, missing: BlockMissing) -> StorageError:
@@ -167,7 +173,8 @@ class StoreReader:
             return BlockExpired(f"dropped on purpose: {missing.getMessage()}")
         return missing
 
-    def _store(self, host: HostId, store: str) -> Path:
+    def _store(self, where: _Where) -> Path:
+        host, store = where
         root = self.roots.get(host)
         if root is None:
             raise BlockMissing(f"the stores of host {host} cannot be reached by path")
@@ -175,25 +182,31 @@ class StoreReader:
             raise BlockMissing(f"{store!r} is not the name of a store")
         return root / "stores" / store
 
-    def _segment(self, path: Path, number: int) -> Segment:
-        return lmdb_env.open_segment(layout.segment_path(path, number))
+    def _segment(self, where: _Where, number: int) -> Segment:
+        segment = self._segments.get((*where, number))
+        if segment is None or not segment.is_open:
+            if len(self._segments) >= lmdb_env.OPEN_SEGMENTS_MAX:
+                self._segments.clear()  # they are only references: what is open stays open
+            segment = lmdb_env.open_segment(layout.segment_path(self._store(where), number))
+            self._segments[(*where, number)] = segment
+        return segment
 
-    def _extent(self, path: Path, prefix: bytes, spans: list[list[int]], row: Row) -> Iterator[bytes]:
+    def _extent(self, where: _Where, prefix: bytes, spans: list[list[int]], row: Row) -> Iterator[bytes]:
         """The bytes of a table row, chunk by chunk; each is copied out, no transaction stays open."""
         left, offset = row.length, row.offset
         for chunk_no in itertools.count(row.first_chunk):
             if left <= 0:
                 return
-            piece = self._chunk(path, spans, prefix, chunk_no, offset, left)
+            piece = self._chunk(where, spans, prefix, chunk_no, offset, left)
             if not piece:
-                raise BlockCorrupt(f"chunk {chunk_no} of {path} ends early")
+                raise BlockCorrupt(f"chunk {chunk_no} of {where} ends early")
             yield piece
             left -= len(piece)
             offset = 0
 
     def _chunk(
         self,
-        path: Path,
+        where: _Where,
         spans: list[list[int]],
         prefix: bytes,
         chunk_no: int,
@@ -204,20 +217,20 @@ class StoreReader:
         number = next((segment for segment, first in reversed(spans) if first <= chunk_no), -1)
         key = prefix + layout.CHUNK_NO.pack(chunk_no)
         try:
-            return self._segment(path, number).read(lambda get: layout.payload(get, key, offset, size))
+            return self._segment(where, number).read(lambda get: layout.payload(get, key, offset, size))
         except BlockMissing as missing:  # its manifest was there: not unknown, but torn
             raise BlockCorrupt(f"a manifest names what is not there: {missing.getMessage()}") from None
 
 
-def _verified(pieces: Iterator[bytes], length: int, row_count: int, checksum: int) -> Iterator[bytes]:
+def _verified(pieces: Iterator[bytes], row: Row) -> Iterator[bytes]:
     """Cut raw pieces at batch borders; at the end length, rows and checksum must be the promised ones."""
     digest = xxh3_64()
     got = found_rows = have = needed = 0
     parts: list[bytes] = []
     for piece in pieces:
         got += len(piece)
-        if got > length:
-            raise BlockCorrupt(f"more than the promised {length} bytes")
+        if got > row.length:
+            raise BlockCorrupt(f"more than the promised {row.length} bytes")
         digest.update(piece)
         parts.append(piece)
         have += len(piece)
@@ -230,10 +243,10 @@ def _verified(pieces: Iterator[bytes], length: int, row_count: int, checksum: in
         parts = [buffer[end:]] if have else []
         if end:
             yield buffer if not have else buffer[:end]
-    if got != length or digest.intdigest() != checksum:
-        raise BlockCorrupt(f"{got} of {length} bytes, or others than were written")
-    if have or found_rows != row_count:
-        raise BlockIncomplete(f"{found_rows} of {row_count} rows")
+    if got != row.length or digest.intdigest() != row.checksum:
+        raise BlockCorrupt(f"{got} of {row.length} bytes, or others than were written")
+    if have or found_rows != row.rows:
+        raise BlockIncomplete(f"{found_rows} of {row.rows} rows")
 
 
 # --- Over the wire --------------------------------------------------------------------------
@@ -297,7 +310,7 @@ def receive_slice(pieces: Iterator[bytes], key: OutputKey, reduce_index: int) ->
     magic, echo, index, length, row_count, checksum = layout.SLICE_HEAD.unpack(head)
     if (magic, echo, index) != (layout.SLICE_MAGIC, key.pack(), reduce_index):
         raise BlockCorrupt("the answer is to another request")
-    return _verified(pieces, length, row_count, checksum)
+    return _verified(pieces, Row(0, 0, length, row_count, checksum))
 
 
 def receive_lacking(answer: bytes) -> list[int]:
