@@ -214,7 +214,7 @@ def _hashes(keys: list[Any]) -> _Places:
 def _tuple_hashes(keys: list[Any]) -> _Places:
     """``portable_hash`` of tuples of two plain values, written out; of others by the function."""
     if set(map(len, keys)) == {2}:
-        lefts, rights = zip(*keys, strict=True)
+        lefts, rights = list(map(_key, keys)), list(map(_value, keys))
         if set(map(type, lefts)) | set(map(type, rights)) <= _PLAIN_KEYS:
             mask = (1 << 63) - 1
             return [
