@@ -327,9 +327,9 @@ def test_after_a_fork_the_child_makes_its_own_and_the_parents_is_unharmed(scratc
     def child() -> None:
         with pytest.raises(UsageError, match="forked"):
             sc.parallelize([1]).count()
-        sc.stop()  # the parent's is not the child's to stop
         with SparkContext(conf=conf(scratch, master)) as own:
             assert sums(own) == SUMS
+        sc.stop()  # the parent's is not the child's to stop
 
     for _ in range(2):
         assert in_child(child) == 0
@@ -431,7 +431,7 @@ def test_a_killed_driver_takes_everything_with_it_and_the_next_start_removes_its
 import os, signal, subprocess, time
 def busy(x):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    helper = subprocess.Popen(["sleep", "300"])
+    helper = subprocess.Popen(["sleep", "300"], start_new_session=True)
     open(f"{gate.path}/{{x}}@0", "w").write(str(os.getpid()))
     open(f"{gate.path}/helper-{{x}}@0", "w").write(str(helper.pid))
     time.sleep(300)
