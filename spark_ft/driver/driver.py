@@ -376,4 +376,5 @@ class Driver:
         if self._events is not None:
             self._events.close()
         self.cluster.remove_scratch()
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or a pipe without a reader
+            sys.stdout.flush()
