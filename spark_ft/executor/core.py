@@ -245,9 +245,7 @@ class ExecutorCore:
             found.append(outputs)
         return tuple(found)
 
-    def _kill(
-        self, task: TaskId, reason: str, queued_only: bool, now_s: float, out: list[Effect]
-    ) -> None:
+    def _kill(self, task: TaskId, reason: str, queued_only: bool, now_s: float, out: list[Effect]) -> None:
         if self._held.pop(task, None) is not None:
             out.append(Send(self._driver, TaskUpdates(ended=(TaskEnd(task, Killed(reason)),))))
         elif queued_only:

@@ -30,6 +30,8 @@ from spark_ft.storage.blocks import StoreReader, StoreWriter, pack_block
 from spark_ft.storage.memory import MemoryStore
 from spark_ft.transport.blocks import BlockClient, RemoteFetch
 
+_BUDGET_MIN_BYTES = 1 << 20
+
 
 class ProcessEnv:
     """One executor's stores and memory.  Opened on first use, never before a fork."""
@@ -74,6 +76,13 @@ class ProcessEnv:
                 )
             return self._writer
 
+    def drop_shuffles(self, shuffles: Iterable[ShuffleId]) -> None:
+        """Give back the space of outputs that nothing refers to any more."""
+        with self._lock:
+            writer = self._writer
+        if writer is not None:
+            writer.drop_shuffles(shuffles)
+
     def client(self) -> BlockClient:
         """Reads from other hosts' block servers."""
         with self._lock:
@@ -102,8 +111,12 @@ class Env:
         self.process = process
         self._outputs: dict[ShuffleId, MapOutputs] = {item.shuffle: item for item in outputs}
         self._shuffle = ShuffleReader(process.reader, process.client, process.reachable)
-        self._budget, self._spill_dir = process.budget_bytes, process.spill_dir
+        self.budget_bytes, self._spill_dir = process.budget_bytes, process.spill_dir
         self.record_count = 0  # read from shuffles so far: the task's progress
+
+    def share_budget(self, keepers: int) -> None:
+        """Each of so many that keep records at the same time gets an equal part of the task's budget."""
+        self.budget_bytes = max(_BUDGET_MIN_BYTES, self.process.budget_bytes // max(1, keepers))
 
     def _pairs(self, dependency: ShuffleDependency, partition: int) -> Iterator[Batch]:
         outputs = self._outputs.get(dependency.shuffle)
@@ -118,28 +131,28 @@ class Env:
         pairs = self._pairs(dependency, partition)
         if dependency.aggregator is not None:
             merged = merge.merge_combiners if dependency.map_side_combine else merge.combine
-            return merged(pairs, dependency.aggregator, self._budget, self._spill_dir)
+            return merged(pairs, dependency.aggregator, self.budget_bytes, self._spill_dir)
         if dependency.group:
-            return grouping.group(pairs, self._budget, self._spill_dir)
+            return grouping.group(pairs, self.budget_bytes, self._spill_dir)
         if dependency.ordering is not None:
             key, reverse = _record_key(dependency.ordering.key), not dependency.ordering.ascending
-            return merge.sort(pairs, key, reverse, self._budget, self._spill_dir)
+            return merge.sort(pairs, key, reverse, self.budget_bytes, self._spill_dir)
         return itertools.chain.from_iterable(pairs)
 
     def cogroup(self, sides: Sequence[Iterator[Any]]) -> Iterator[tuple[Any, tuple[Replayable, ...]]]:
-        return grouping.cogroup([in_batches(side) for side in sides], self._budget, self._spill_dir)
+        return grouping.cogroup([in_batches(side) for side in sides], self.budget_bytes, self._spill_dir)
 
     def combine(self, pairs: Iterator[Any], aggregator: Aggregator) -> Iterator[Any]:
-        return merge.combine(in_batches(pairs), aggregator, self._budget, self._spill_dir)
+        return merge.combine(in_batches(pairs), aggregator, self.budget_bytes, self._spill_dir)
 
     def group(self, pairs: Iterator[Any]) -> Iterator[tuple[Any, Replayable]]:
-        return grouping.group(in_batches(pairs), self._budget, self._spill_dir)
+        return grouping.group(in_batches(pairs), self.budget_bytes, self._spill_dir)
 
     def sort(self, records: Iterator[Any], key: Any, reverse: bool) -> Iterator[Any]:
-        return merge.sort(in_batches(records), key, reverse, self._budget, self._spill_dir)
+        return merge.sort(in_batches(records), key, reverse, self.budget_bytes, self._spill_dir)
 
     def spool(self, records: Iterator[Any]) -> Replayable:
-        return merge.spool(in_batches(records), self._budget, self._spill_dir)
+        return merge.spool(in_batches(records), self.budget_bytes, self._spill_dir)
 
     # --- Blocks ---
 

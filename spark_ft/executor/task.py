@@ -69,6 +69,7 @@ class TaskRunner:
         self._blobs: dict[BlobId, LoadBlob] = {}
         self._stages: dict[BlobId, closures.Stage] = {}
         self._results: dict[BlobId, list[BlockRef]] = {}
+        self._kept: dict[NodeId, list[BlockRef]] = {}  # persisted partitions in our store
         self._lock = threading.RLock()
         self._current: Env | None = None
         broadcast.set_loader(Env(self._env, ()).read_block)
@@ -86,10 +87,13 @@ class TaskRunner:
             for blob in what.blobs:
                 self._blobs.pop(blob, None)
                 self._stages.pop(blob, None)
+            stale += [ref for node in what.nodes for ref in self._kept.pop(node, ())]
         for shared in what.broadcasts:
             broadcast.forget(shared)
         if stale:
             self._env.writer().drop_blocks(stale)
+        if what.shuffles:
+            self._env.drop_shuffles(what.shuffles)
 
     def learn(self, hosts: LearnHosts) -> None:
         self._env.hosts.update({HostId(host): endpoint for host, endpoint in hosts.hosts.items()})
@@ -120,6 +124,10 @@ class TaskRunner:
         finally:
             TaskContext._set(None)
             self._current = None
+        with self._lock:
+            for held in attempt.cached:
+                if held.block is not None:
+                    self._kept.setdefault(held.node, []).append(held.block)
         updates = accumulators.take_updates() if isinstance(reason, Success) else ()
         return TaskEnd(
             launch.task,
@@ -149,7 +157,7 @@ class TaskRunner:
             raise
         except BaseException as error:  # user modules may do anything when they are imported
             return NotLoadable(type(error).__name__, *words_and_trace(error))
-        records = attempt.pipeline(stage.target, launch.partition)
+        records = attempt.pipeline(stage.target, launch.partition, writes=stage_launch.output is not None)
         if stage_launch.output is None:
             assert stage.function is not None
             return Success(result=self._result(stage_launch, launch, stage.function, records))
@@ -162,7 +170,7 @@ class TaskRunner:
             stage.output,
             self._env.writer(),
             key,
-            budget_bytes=self._env.budget_bytes,
+            budget_bytes=attempt.env.budget_bytes,
             spill_dir=self._env.spill_dir,
             accums=accumulators.take_updates,
             codec_compress=self._settings.compress,
@@ -212,14 +220,15 @@ class _Attempt:
         on_disk = run.launch.tasks[run.index].cached
         self._on_disk = {(c.node, c.partition): c.block for c in on_disk if c.block is not None}
 
-    def pipeline(self, target: Node, partition: int) -> Iterator[Any]:
-        """The records of one partition.
+    def pipeline(self, target: Node, partition: int, writes: bool = False) -> Iterator[Any]:
+        """The records of one partition, for a task that also ``writes`` a map output or does not.
 
         Post-order over (node, partition) with an explicit stack.  A pair that several children
         need is computed for each of them, as Spark does, unless that would grow without bound
         (``zip`` of an RDD with itself, thirty times over): then it is computed once and shared.
         """
         plan = _plan(target, partition, self._held)
+        self.env.share_budget(sum(step.held is None and step.node.keeps for step in plan) + writes)
         ready: dict[tuple[NodeId, int], list[tuple[Iterator[Any], int]]] = {}
         for step in plan:
             inputs = [ready[key].pop() for key in reversed(step.inputs)][::-1]

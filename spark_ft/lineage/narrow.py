@@ -418,6 +418,10 @@ class Cartesian(Node):
     def partition_count(self) -> int:
         return self._count
 
+    @property
+    def keeps(self) -> bool:
+        return True
+
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
         return chain.from_iterable(_rows(inputs[0], inputs[1], env))
 

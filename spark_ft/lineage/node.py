@@ -88,6 +88,11 @@ class Node:
     def is_persisted(self) -> bool:
         return self.storage.useMemory or self.storage.useDisk
 
+    @property
+    def keeps(self) -> bool:
+        """Whether ``compute`` holds records in memory, up to its share of the task's budget."""
+        return False
+
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
         raise NotImplementedError(type(self).__name__)
 

@@ -48,6 +48,12 @@ class Shuffled(Node):
         assert self.partitioner is not None
         return self.partitioner.partition_count
 
+    @property
+    def keeps(self) -> bool:
+        dependency = self.dependencies[0]
+        assert isinstance(dependency, ShuffleDependency)
+        return bool(dependency.aggregator or dependency.group or dependency.ordering)
+
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
         dependency = self.dependencies[0]
         assert isinstance(dependency, ShuffleDependency)
@@ -63,6 +69,10 @@ class Combined(OneToOneNode):
         super().__init__(node_id, parent, parent.partitioner)
         self.aggregator = aggregator
 
+    @property
+    def keeps(self) -> bool:
+        return True
+
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
         return env.combine(inputs[0], self.aggregator)
 
@@ -74,6 +84,10 @@ class Grouped(OneToOneNode):
 
     def __init__(self, node_id: NodeId, parent: Node) -> None:
         super().__init__(node_id, parent, parent.partitioner)
+
+    @property
+    def keeps(self) -> bool:
+        return True
 
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
         return env.group(inputs[0])
@@ -87,6 +101,10 @@ class Sorted(OneToOneNode):
     def __init__(self, node_id: NodeId, parent: Node, ordering: KeyOrdering) -> None:
         super().__init__(node_id, parent, parent.partitioner)
         self.ordering = ordering
+
+    @property
+    def keeps(self) -> bool:
+        return True
 
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
         ordering = self.ordering
@@ -112,6 +130,10 @@ class CoGrouped(Node):
     def partition_count(self) -> int:
         assert self.partitioner is not None
         return self.partitioner.partition_count
+
+    @property
+    def keeps(self) -> bool:
+        return True
 
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
         narrow = iter(inputs)
