@@ -315,14 +315,19 @@ class Stand:
         self.end(task, reason)
 
     def exit(
-        self, executor: str, status: int = 0, signal: int = 9, outputs: Iterable[MapStatus] = ()
+        self,
+        executor: str,
+        status: int = 0,
+        signal: int = 9,
+        outputs: Iterable[MapStatus] = (),
+        running: tuple[TaskId, ...] | None = None,
     ) -> None:
-        """The executor's process ends and its worker says so."""
+        """The executor's process ends and its worker says so; ``running``: what it was doing, if known."""
         id = Incarnation(executor)
         for task in [t for t in self.open.values() if t.executor == id]:
             del self.open[task.task]
         worker = f"worker-{self.host_of[id]}"
-        self.tell(worker, ExecutorExited(id, status, signal, "", tuple(outputs)))
+        self.tell(worker, ExecutorExited(id, status, signal, "", tuple(outputs), running))
 
     def run(self, *jobs: JobId, start: bool = True) -> None:
         """Every open task succeeds, in order, until these jobs have ended."""

@@ -192,6 +192,48 @@ def process_stat(pid: int) -> ProcessStat | None:
     return ProcessStat(int(row[1]), int(row[2]), (int(row[11]) + int(row[12])) / _TICKS_PER_S, int(row[19]))
 
 
+class Pulse:
+    """What a process does, as the kernel sees it: a number of seconds that grows while it computes, and
+    while one of its threads stands in line for the GIL.
+
+    Such a thread wakes 200 times a second to ask again.  So a process whose task sleeps in a C call that
+    keeps the GIL, and which can therefore say nothing, is told from one that is stuck for good or is not
+    heard for other reasons: those wake a few times a second, or never.
+    """
+
+    _WAKEUPS_PER_S = 100.0
+    _WINDOW_S = 0.5
+
+    def __init__(self, pid: int, now_s: float) -> None:
+        self._pid = pid
+        self._seen_s, self._wakeups = now_s, _wakeups(pid)
+        self._waited_s = 0.0
+
+    def busy_s(self, now_s: float) -> float:
+        """The number as it is now.  To be asked for regularly."""
+        elapsed_s = now_s - self._seen_s
+        if elapsed_s >= self._WINDOW_S:
+            before, self._seen_s, self._wakeups = self._wakeups, now_s, _wakeups(self._pid)
+            if self._wakeups - before >= self._WAKEUPS_PER_S * elapsed_s:
+                self._waited_s += elapsed_s
+        stat = process_stat(self._pid)
+        return (stat.cpu_s if stat else 0.0) + self._waited_s
+
+
+def _wakeups(pid: int) -> int:
+    """How often the threads of a process have gone to sleep."""
+    count = 0
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return 0
+    for thread in threads:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/status", "rb") as file:
+            text = file.read().partition(b"\nvoluntary_ctxt_switches:")[2]
+            count += int(text.split(maxsplit=1)[0])
+    return count
+
+
 def record_process(path: Path, pid: int) -> None:
     """Write down a process that may have to be ended by somebody who is not its parent."""
     stat = process_stat(pid)

@@ -301,12 +301,10 @@ class WorkerCore:
             return
         child = app.children.pop(exited.executor)
         outputs = tuple(cast(MapStatus, output) for output in exited.outputs)
-        out.append(
-            Send(
-                app.assignment.driver,
-                ExecutorExited(exited.executor, exited.status, exited.signal, exited.stderr, outputs),
-            )
+        end = ExecutorExited(
+            exited.executor, exited.status, exited.signal, exited.stderr, outputs, exited.running
         )
+        out.append(Send(app.assignment.driver, end))
         if app.releasing:
             self._released(app.assignment.app, app, out)
         elif not child.surplus:

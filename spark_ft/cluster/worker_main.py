@@ -14,6 +14,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,11 +23,12 @@ from spark_ft import failpoints
 from spark_ft.clock import BootClock
 from spark_ft.cluster import processes
 from spark_ft.cluster.configuration import WorkerConfig, read_config
-from spark_ft.cluster.processes import Children, Spec
+from spark_ft.cluster.processes import Children, Pulse, Spec
 from spark_ft.cluster.scratch import Scratch, collect_leftovers
 from spark_ft.cluster.worker import SIGKILL, WorkerCore
 from spark_ft.errors import RemoteProtocolError
 from spark_ft.executor import main as executor_main
+from spark_ft.executor.slots import marks_path, read_marks
 from spark_ft.ids import HostId, Incarnation
 from spark_ft.log import get_logger, set_level
 from spark_ft.protocol import codec
@@ -112,6 +114,7 @@ class _Worker:
         failpoints.arm(settings.failpoints, config.me)
         self._clock = BootClock()
         self._pids: dict[Incarnation, int] = {}
+        self._pulses: dict[Incarnation, Pulse] = {}
         self._stopped: set[Incarnation] = set()
         self._probes: dict[int, float] = {}  # pid -> when it is taken to hang
         self._watched: set[int] = set()
@@ -223,6 +226,7 @@ class _Worker:
 
     def _spawned(self, executor: Incarnation, pid: int) -> None:
         self._pids[executor] = pid
+        self._pulses[executor] = Pulse(pid, self._clock.now_s())
         processes.record_process(self._root / "run" / executor, pid)
         self._host.post(ChildSpawned(executor, pid))
 
@@ -232,13 +236,16 @@ class _Worker:
 
     def _exited(self, executor: Incarnation, status: int, signal: int, why: str) -> None:
         self._pids.pop(executor, None)
+        self._pulses.pop(executor, None)
         self._stopped.discard(executor)
         (self._root / "run" / executor).unlink(missing_ok=True)
         registered = self._ready_path(executor).exists()
         self._ready_path(executor).unlink(missing_ok=True)
-        end = ChildExited(
-            executor, status, signal, why or processes.tail(self._log_path(executor)), (), registered
-        )
+        marks = marks_path(self._ready_path(executor))
+        running = read_marks(marks)
+        marks.unlink(missing_ok=True)
+        words = why or processes.tail(self._log_path(executor))
+        end = ChildExited(executor, status, signal, words, (), registered, running)
         if any((self._root / part / executor).is_dir() for part in ("stores", "tmp")):
             self._start_probe(end)
         else:
@@ -271,9 +278,7 @@ class _Worker:
             with contextlib.suppress(RemoteProtocolError):  # the probe has crashed: nothing is adopted
                 told = codec.decode(bytes(answer))
                 outputs = told.outputs if isinstance(told, ExecutorExited) else ()
-            self._host.post(
-                ChildExited(end.executor, end.status, end.signal, end.stderr, outputs, end.registered)
-            )
+            self._host.post(replace(end, outputs=outputs))
 
         def spawned(pid: int) -> None:
             probe.append(pid)
@@ -290,13 +295,10 @@ class _Worker:
     # --- Beats, garbage ---------------------------------------------------------------------------
 
     def _measure(self, effect: Measure) -> None:
-        rows = []
-        for executor, pid in self._pids.items():
-            stat = processes.process_stat(pid)
-            rows.append((executor, stat.cpu_s if stat else 0.0, executor in self._stopped))
-        self._host.post(ChildrenSeen(tuple(rows), shutil.disk_usage(self._root).free))
-        self._children.check_warm()
         now_s = self._clock.now_s()
+        rows = tuple((e, pulse.busy_s(now_s), e in self._stopped) for e, pulse in self._pulses.items())
+        self._host.post(ChildrenSeen(rows, shutil.disk_usage(self._root).free))
+        self._children.check_warm()
         for pid, hangs_at_s in list(self._probes.items()):
             if now_s >= hangs_at_s:
                 self._children.signal(pid, SIGKILL)

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from spark_ft import closures, failpoints
 from spark_ft.clock import BootClock, cpu_s
 from spark_ft.executor.core import ExecutorCore
-from spark_ft.executor.slots import Slots
+from spark_ft.executor.slots import Slots, marks_path, open_marks
 from spark_ft.executor.task import TaskRunner
 from spark_ft.executor.versions import versions
 from spark_ft.ids import HostId, Incarnation
@@ -111,7 +111,8 @@ class _Executor:
             max_message_bytes=settings.max_message_bytes,
             on_error=_failed,
         )
-        self._slots = Slots(self._runner, self._host.post, spec["slots"])
+        marks = open_marks(marks_path(self._ready_path), spec["slots"])
+        self._slots = Slots(self._runner, self._host.post, spec["slots"], marks)
         self._host.connect(driver, spec["driver_endpoint"])
         self._host.watch(spec["lifeline"], _worker_gone)
         self._actions: dict[type, Callable[[Any], None]] = {

@@ -20,19 +20,51 @@ What holds:
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
+import struct
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from spark_ft import interrupts
 from spark_ft.ids import TaskId
 from spark_ft.protocol.effects import RunTask, SlotEnded, SlotStarted
 from spark_ft.protocol.messages import Killed, TaskEnd, UserError
+
+Marks = memoryview | list[int]  # one entry a slot
+NOTHING = -1  # the mark of a slot that runs nothing
+
+
+def marks_path(ready: Path) -> Path:
+    """Where an executor's marks are: beside the file by which it says that it is ready."""
+    return ready.with_suffix(".marks")
+
+
+def open_marks(path: Path, count: int) -> Marks:
+    """A file that always says which attempt each slot runs, whatever becomes of the process.
+
+    What a process is doing when it dies is the one thing it cannot send any more: word of an attempt's
+    start may still be in its hands.  So it is written to a shared mapping first, for a fraction of a
+    microsecond, and the worker reads it after the death: nobody innocent is blamed.
+    """
+    path.write_bytes(struct.pack("q", NOTHING) * count)
+    with path.open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), 8 * count)).cast("q")
+
+
+def read_marks(path: Path) -> tuple[TaskId, ...] | None:
+    """The attempts that a dead executor was running; None when it never got so far as to say."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return tuple(TaskId(task) for (task,) in struct.iter_unpack("q", data) if task != NOTHING)
 
 
 class Runner(Protocol):
@@ -42,11 +74,17 @@ class Runner(Protocol):
 
 
 class Slots:
-    """``count`` slots that share one queue.  ``post`` hands an event to the core, from any thread."""
+    """``count`` slots that share one queue.  ``post`` hands an event to the core, from any thread;
+    ``marks`` has one entry a slot and always holds what it runs."""
 
     def __init__(
-        self, runner: Runner, post: Callable[[SlotStarted | SlotEnded], None], count: int = 1
+        self,
+        runner: Runner,
+        post: Callable[[SlotStarted | SlotEnded], None],
+        count: int = 1,
+        marks: Marks | None = None,
     ) -> None:
+        self._marks: Any = [NOTHING] * count if marks is None else marks
         self._runner = runner
         self._post = post
         self._count = count
@@ -100,9 +138,11 @@ class Slots:
         self._main = threading.get_ident()
         if self._count == 1:
             signal.signal(signal.SIGINT, self._on_interrupt)
-            self._slot()
+            self._slot(0)
             return
-        threads = [threading.Thread(target=self._slot, name=f"slot-{i}") for i in range(self._count)]
+        threads = [
+            threading.Thread(target=self._slot, args=(i,), name=f"slot-{i}") for i in range(self._count)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -113,32 +153,34 @@ class Slots:
             self._struck = self._current
             interrupts.deliver()
 
-    def _slot(self) -> None:
-        run = self._wait()
+    def _slot(self, slot: int) -> None:
+        run = self._wait(slot)
         while run is not None:
             end = self._run(run)
-            run = self._hand_over(end) or self._wait()
+            run = self._hand_over(slot, end) or self._wait(slot)
 
-    def _wait(self) -> RunTask | None:
+    def _wait(self, slot: int) -> RunTask | None:
         with self._changed:
             while not self._queue and not self._closed:
                 self._changed.wait()
             if self._closed:
                 return None
-            run = self._take()
+            run = self._take(slot)
             self._post(SlotStarted(_task(run)))
             return run
 
-    def _hand_over(self, end: TaskEnd) -> RunTask | None:
+    def _hand_over(self, slot: int, end: TaskEnd) -> RunTask | None:
         """End one attempt and begin the next in one word, when there is a next."""
         with self._changed:
             self._running.discard(end.task)
-            run = self._take() if self._queue and not self._closed else None
+            self._marks[slot] = NOTHING
+            run = self._take(slot) if self._queue and not self._closed else None
             self._post(SlotEnded(end, None if run is None else _task(run)))
             return run
 
-    def _take(self) -> RunTask:
+    def _take(self, slot: int) -> RunTask:
         run = self._queue.popleft()
+        self._marks[slot] = _task(run)
         self._running.add(_task(run))
         return run
 

@@ -136,6 +136,7 @@ class ChildExited:
     stderr: str = ""
     outputs: tuple[object, ...] = ()
     registered: bool = False  # a driver had welcomed it: its death is not a failed start
+    running: tuple[TaskId, ...] | None = None  # see ExecutorExited
 
 
 @record
@@ -148,7 +149,7 @@ class ChildStopped:
 
 @record
 class ChildrenSeen:
-    """Answers ``Measure`` in a worker: (executor, CPU seconds so far, stopped) of every live child, and
+    """Answers ``Measure`` in a worker: (executor, busy seconds so far, stopped) of every live child, and
     what is free on the disk of the stores."""
 
     executors: tuple[tuple[Incarnation, float, bool], ...] = ()

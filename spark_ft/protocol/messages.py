@@ -357,6 +357,8 @@ class ExecutorExited:
     holds committed, found by a probe after its death, so that unreported ones are adopted (EX-4).
 
     ``status`` is the exit code, ``signal`` the signal's number or 0; ``stderr`` its last words.
+    ``running`` are the attempts that it was running when it died, whatever it had said of their start;
+    None when that is not known.
     """
 
     executor: Incarnation
@@ -364,6 +366,7 @@ class ExecutorExited:
     signal: int
     stderr: str = ""
     outputs: tuple[MapStatus, ...] = ()
+    running: tuple[TaskId, ...] | None = None
 
 
 @record
@@ -384,7 +387,8 @@ class ExecutorsUnavailable:
 
 @record
 class WorkerBeat:
-    """The worker lives and vouches for its children: (executor, CPU seconds, stopped)."""
+    """The worker lives and vouches for its children: (executor, seconds that it was busy, stopped).  Busy
+    is CPU time, and time in which a thread of it waited for the GIL."""
 
     number: int
     executors: tuple[tuple[Incarnation, float, bool], ...] = ()

@@ -203,7 +203,7 @@ class Executors:
             elif executor.stopped_s is not None and now_s - executor.stopped_s > limit_s:
                 yield executor, "it was stopped for too long"
             elif executor.silent_s(now_s) > limit_s and now_s - executor.cpu_grew_s > limit_s:
-                yield executor, "it was silent and used no CPU time"
+                yield executor, "it was silent and not busy"
 
     def unreported(self, now_s: float) -> list[ExecutorState]:
         """Executors whose link is gone although no exit was told in time: to be killed."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spark_ft.ids import HostId, Incarnation
+from spark_ft.ids import HostId, Incarnation, TaskId
 from spark_ft.protocol.effects import ClosePeer, JobFailure, LearnHosts
 from spark_ft.protocol.messages import (
     BeatAck,
@@ -173,7 +173,7 @@ class Liveness:
         why = exit_text(exited.status, exited.signal)
         if exited.stderr:
             why += f"; its last words:\n{exited.stderr}"
-        self._lose(executor, why, blame, exited.status, exited.signal, exited.outputs)
+        self._lose(executor, why, blame, exited.status, exited.signal, exited.outputs, exited.running)
 
     def _lose(
         self,
@@ -183,15 +183,23 @@ class Liveness:
         status: int = 0,
         signal: int = 0,
         outputs: tuple[MapStatus, ...] = (),
+        running: tuple[TaskId, ...] | None = None,
     ) -> None:
-        """Give an executor up.  Its committed outputs count, its begun attempts may be blamed, the queued
-        ones may not, and exactly what it had in memory is lost (R2)."""
+        """Give an executor up.  Its committed outputs count, the attempts that it was running may be
+        blamed, others may not, and exactly what it had in memory is lost (R2)."""
         self._turn.out.append(ClosePeer(executor.id, True, why))
         attempts = list(executor.running.values())
-        begun = [attempt for attempt in attempts if attempt.started_s is not None]
-        if not begun:
-            # Word of the first one's start may have died with the process: it alone can have run.
-            begun = attempts[:1]
+        if running is None:
+            begun = [attempt for attempt in attempts if attempt.started_s is not None]
+            if not begun:
+                # Word of the first one's start may have died with the process: it alone can have run.
+                begun = attempts[:1]
+        else:
+            begun = [attempt for attempt in attempts if attempt.task_id in running]
+            # Those before the last one that ran have run too, though word of it died with the process.
+            last = max((i for i, attempt in enumerate(attempts) if attempt in begun), default=-1)
+            for attempt in attempts[: last + 1]:
+                self._attempts.started(attempt)
         self._turn.note(
             "executor_lost", executor=executor.id, host=executor.host, pid=executor.pid, why=why,
             blame=blame if begun else "", signal=signal, status=status,

@@ -7,7 +7,7 @@ from queue import Empty, Queue
 import pytest
 
 from spark_ft import interrupts
-from spark_ft.executor.slots import Slots
+from spark_ft.executor.slots import Slots, marks_path, open_marks, read_marks
 from spark_ft.ids import BlobId, TaskId
 from spark_ft.protocol.effects import RunTask, SlotEnded, SlotStarted
 from spark_ft.protocol.messages import Killed, Launch, LaunchTasks, Success, TaskEnd, UserError
@@ -246,3 +246,29 @@ def test_several_slots_share_one_queue(posted: Posted) -> None:
 
     drive(slots, threading.Thread(target=script))
     assert slots.running() == ()
+
+
+def test_TK_4_the_marks_always_say_what_a_slot_runs(tmp_path, posted: Posted) -> None:
+    path = marks_path(tmp_path / "executor-1")
+    assert read_marks(path) is None  # it never got so far
+    marks = open_marks(path, 1)
+    assert read_marks(path) == ()
+    seen: list[tuple[TaskId, ...] | None] = []
+
+    class Looks:
+        def run(self, run: RunTask) -> TaskEnd:
+            seen.append(read_marks(path))
+            return TaskEnd(run.launch.tasks[run.index].task, Success())
+
+    slots = Slots(Looks(), posted.put, 1, marks)
+    slots.put(attempt(7))
+    slots.put(attempt(8))
+
+    def script() -> None:
+        for _ in range(3):
+            posted.get(timeout=10)
+        slots.close()
+
+    drive(slots, threading.Thread(target=script))
+    assert seen == [(7,), (8,)]
+    assert read_marks(path) == ()

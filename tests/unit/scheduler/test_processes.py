@@ -135,6 +135,27 @@ def test_TK_4_an_exit_code_under_a_task_is_a_failure_of_the_task() -> None:
     assert "executor process ended with exit code 0" in stand.failure(job).text
 
 
+def test_TK_4_the_task_that_ran_is_blamed_though_word_of_its_start_died_with_the_process() -> None:
+    lineage, stand = Lineage(), Stand(executors=1, prefetch_tasks=2, max_failures=1)
+    job = stand.submit(lineage, lineage.source(3))
+    stand.start(stand.one(0))
+    stand.exit("e0", status=0, signal=0, running=(stand.one(1).task,))
+    assert stand.failure(job).partition == 1
+    ends = {end["partition"]: end["blame"] for end in stand.noted("task_end")}
+    assert ends == {0: "system", 1: "task", 2: "system"}
+    assert [start["partition"] for start in stand.noted("task_start")] == [0, 1]
+
+
+def test_TK_4_an_executor_that_dies_between_two_tasks_is_nobodys_fault() -> None:
+    lineage, stand = Lineage(), Stand(executors=1, max_failures=1)
+    job = stand.submit(lineage, lineage.source(1))
+    stand.start(stand.one(0))
+    stand.exit("e0", status=3, signal=0, running=())
+    stand.add_executor("h0")
+    stand.run(job)
+    assert stand.finished[job] is None
+
+
 def test_an_executor_that_dies_idle_is_blamed_on_nobody() -> None:
     stand = Stand(executors=1)
     stand.exit("e0", signal=11)
