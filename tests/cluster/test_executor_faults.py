@@ -192,6 +192,19 @@ def test_EX_6_all_executors_at_once_cost_only_what_they_ran(start, tmp_path) -> 
     assert running.starts("result") == once(3)
 
 
+def test_EX_6_a_task_answers_for_no_executor_that_died_before_it_came(start, tmp_path) -> None:
+    """Offered to one dead executor after the other until the log knows of all, it was killed but once."""
+    running, gate = start("local-cluster[4,1,512]", spark_ft_task_maxKills=1), Gate(tmp_path / "gate")
+    running.log.wait_for("executor_added", 4)
+    action = Action(running.sc.parallelize(range(10), 1).mapPartitionsWithIndex(gate.hold).collect)
+    wait_until(lambda: gate.waiting() == 1, what="the task")
+    kill_noticed(running, *running.executor_pids())
+    wait_until(lambda: gate.arrivals()["0"] == 2 or not action.is_alive(), what="its second attempt")
+    gate.open()
+    assert action.result() == list(range(10))
+    assert running.starts("result") == Counter({0: 2})
+
+
 def test_EX_6_a_cluster_that_stays_empty_ends_the_job_by_name(start, tmp_path) -> None:
     running = start("local-cluster[2,1,256]", spark_ft_noResourcesTimeout="1s", **QUICK_LOSS)
     gate = Gate(tmp_path / "gate")
