@@ -122,24 +122,34 @@ def _is_users(filename: str) -> bool:
 
 
 def _guarded(render: Callable[[], T], fallback: T) -> T:
-    """What user code is asked for while words are made may raise or hang: two seconds, then the fallback.
-
-    Only the main thread can be woken; in an executor of several slots a hanging ``__str__`` hangs.
-    """
+    """What user code is asked for while words are made may raise or hang: two seconds, then the fallback."""
+    if threading.current_thread() is not threading.main_thread():
+        return _guarded_elsewhere(render, fallback)
 
     def expired(*_: object) -> None:
         raise _TooLong
 
-    main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGALRM, expired) if main else None
+    previous = signal.signal(signal.SIGALRM, expired)
     try:
-        if main:
-            signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S, _AGAIN_S)
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S, _AGAIN_S)
         return render()
     except BaseException:  # whatever the user's own code raised
         return fallback
     finally:
-        if main:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            with contextlib.suppress(ValueError, TypeError):
-                signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        with contextlib.suppress(ValueError, TypeError):
+            signal.signal(signal.SIGALRM, previous)
+
+
+def _guarded_elsewhere(render: Callable[[], T], fallback: T) -> T:
+    """Signals reach the main thread alone; a slot that is another one leaves a thread that hangs behind."""
+    answer: list[T] = []
+
+    def work() -> None:
+        with contextlib.suppress(BaseException):  # whatever the user's own code raised
+            answer.append(render())
+
+    thread = threading.Thread(target=work, name="words", daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_S)
+    return answer[0] if answer else fallback

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 import time
 
 import pytest
@@ -120,6 +121,28 @@ def test_TK_10_words_that_never_come_are_not_waited_for(monkeypatch):
 
     reason = failed(fail)
     assert reason.text == "<exception str() failed>" and "in fail" in reason.traceback
+
+
+def test_TK_10_nor_in_a_slot_that_is_no_main_thread(monkeypatch):
+    monkeypatch.setattr(failures, "_PATIENCE_S", 0.05)
+    freed = threading.Event()
+
+    class WaitsError(Exception):
+        def __str__(self):
+            freed.wait(60)
+            return "at last"
+
+    def fail(error):
+        raise error
+
+    reasons = []
+    for error in (WaitsError(), RaisesError(), ValueError("plain")):
+        thread = threading.Thread(target=lambda error=error: reasons.append(failed(lambda: fail(error))))
+        thread.start()
+        thread.join(10)
+    freed.set()
+    texts = [reason.text for reason in reasons]
+    assert texts == ["<WaitsError whose text cannot be had>", "<exception str() failed>", "plain"]
 
 
 def test_TK_10_a_huge_text_is_cut_and_the_traceback_is_not_lost():
