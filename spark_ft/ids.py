@@ -27,6 +27,8 @@ BlobId = NewType("BlobId", int)  # the pickled functions of one stage; grows wit
 Generation = NewType("Generation", int)  # grows within a shuffle
 Fingerprint = NewType("Fingerprint", bytes)  # 16 bytes that name data on disk
 
+DRIVER_HOST = HostId("driver")  # the driver's own stores; by path only where there is one host
+
 
 def new_incarnation(role: str) -> Incarnation:
     """A fresh identity for one process start: ``role`` and 64 random bits.

@@ -27,13 +27,12 @@ from pathlib import Path
 
 from spark_ft.cluster.processes import kill_recorded
 from spark_ft.errors import ClusterError
-from spark_ft.ids import AppId, HostId
+from spark_ft.ids import DRIVER_HOST, AppId, HostId
 from spark_ft.transport.sockets import endpoint_in
 
 PREFIX = "spark-ft-"
 _MAKING = ".spark-ft-making-"  # not yet under its name
 _LOCK = "owner.lock"
-DRIVER_HOST = HostId("driver")  # the host id under which the driver's own store is known
 
 
 class Scratch:

@@ -32,6 +32,7 @@ from spark_ft.driver.handle import JobHandle
 from spark_ft.errors import ClusterError, FetchError, SettingsError
 from spark_ft.executor.versions import versions
 from spark_ft.ids import (
+    DRIVER_HOST,
     AppId,
     BlobId,
     Generation,
@@ -69,7 +70,6 @@ from spark_ft.storage.blocks import StoreReader, StoreWriter, pack_block, serve
 from spark_ft.transport.blocks import BlockClient, BlockServer, RemoteFetch
 from spark_ft.transport.host import Host
 
-DRIVER_HOST = HostId("driver")
 _INLINE_BLOB = 1 << 20  # larger stage blobs stand in the driver's store
 
 log = get_logger(__name__)

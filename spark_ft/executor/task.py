@@ -173,7 +173,7 @@ class TaskRunner:
             budget_bytes=attempt.env.budget_bytes,
             spill_dir=self._env.spill_dir,
             accums=accumulators.take_updates,
-            codec_compress=self._settings.compress,
+            codec_compress=self._env.compress,
         )
         failpoints.hit("after_manifest_before_report")
         return Success(output=status)
