@@ -18,6 +18,9 @@ SECONDS_OF_CHAOS ?= 120
 PYTEST  := $(BIN)/python -m pytest
 SEEDED  := $(if $(SEED),--hypothesis-seed=$(SEED),)
 
+# Every process of an application imports the package: with compiled modules that takes half the time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo fmt check test test-unit property cluster sim chaos bench big docs clean
 
