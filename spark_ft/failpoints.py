@@ -51,7 +51,7 @@ def parse(description: str, label: str = "") -> dict[str, _Point]:
         name, _, action = item.partition("=")
         point = _Point(action)
         if name == _WITNESS:
-            _armed[name] = point
+            points[name] = point
             continue
         if "!" in action:
             point.action, _, point.once_file = action.partition("!")

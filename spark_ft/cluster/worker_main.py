@@ -127,8 +127,8 @@ class _Worker:
         self._scratch = Scratch.join(Path(config.scratch))
         me, host, granter = Incarnation(config.me), HostId(config.host), Incarnation(config.granter)
         token = bytes.fromhex(config.token)
-        reader = StoreReader({host: self._root})
-        self._server = BlockServer(config.data_endpoint, token, serve(reader, host))
+        self._reader = StoreReader({host: self._root})
+        self._server = BlockServer(config.data_endpoint, token, serve(self._reader, host))
         self._server.start()
         core = WorkerCore(
             me,
@@ -316,6 +316,7 @@ class _Worker:
 
     def _collect(self, now_s: float) -> None:
         self._collect_at_s = now_s + self._settings.gc_interval_s
+        self._reader.tidy()
         if self._collecting or not any((self._root / "stores").iterdir()):
             return
         self._collecting = True

@@ -142,6 +142,7 @@ class _Executor:
             self._ready_path.touch()
 
     def _measure(self, effect: Measure) -> None:
+        self._runner.tidy()
         records = self._runner.progress()
         running = tuple((task, records) for task in self._slots.running())
         self._host.post(Progress(running, cpu_s(), _anonymous_bytes()))

@@ -103,6 +103,10 @@ class TaskRunner:
         current = self._current
         return current.record_count if current else 0
 
+    def tidy(self) -> None:
+        """Let go of files that others have unlinked meanwhile: until then their space is taken."""
+        self._env.reader.tidy()
+
     def close(self) -> None:
         self._env.close()
 

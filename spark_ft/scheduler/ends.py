@@ -385,8 +385,8 @@ class Ends:
     # --- The host is to blame ---
 
     def _host_failed(self, attempt: Attempt, reason: HostError) -> None:
-        """Again on another host; the end when each host that lives has said so, and one said it twice
-        or there are several."""
+        """Again on another host; the end when this task was told so twice, and each host that lives has told
+        it so or backs off: of tasks that meet full hosts in turns none might ever see them all."""
         host, trouble, now_s = attempt.executor.host, attempt.task.troubled(), self._turn.now_s
         remember(attempt.task, attempt, "HostError", "host", f"{reason.condition}: {reason.text}")
         self._turn.note("host_error", host=host, condition=reason.condition, text=reason.text)
@@ -394,7 +394,10 @@ class Ends:
             host, reason.condition, reason.text, reason.needed_bytes, reason.free_bytes, now_s
         )
         trouble.host_errors[host] = trouble.host_errors.get(host, 0) + 1
-        everywhere = all(live in trouble.host_errors for live in self._executors.on_host)
+        everywhere = all(
+            live in trouble.host_errors or self._health.backing_off(live, now_s)
+            for live in self._executors.on_host
+        )
         if everywhere and sum(trouble.host_errors.values()) >= 2:
             numbers = f"{reason.needed_bytes} bytes needed, {reason.free_bytes} free"
             text = f"{reason.condition}({host}, {numbers}) on every host: {reason.text}"

@@ -72,12 +72,11 @@ class Releases:
         self._drop_shuffles(shuffles)
         for executor in self._executors.live.values():
             known_blobs = tuple(blob for blob in blobs if blob in executor.blobs)
-            known_shuffles = tuple(shuffle for shuffle in shuffles if shuffle in executor.outputs)
             executor.blobs.difference_update(known_blobs)
-            for shuffle in known_shuffles:
-                del executor.outputs[shuffle]
-            if nodes or known_blobs or known_shuffles:
-                self._turn.send(executor.id, DropBlocks(tuple(nodes), known_blobs, known_shuffles))
+            for shuffle in shuffles:  # those too that it knows nothing of: it may have written some of it
+                executor.outputs.pop(shuffle, None)
+            if nodes or known_blobs or shuffles:
+                self._turn.send(executor.id, DropBlocks(tuple(nodes), known_blobs, tuple(shuffles)))
 
     def _drop_shuffles(self, shuffles: list[ShuffleId]) -> None:
         fingerprints: list[Fingerprint] = []

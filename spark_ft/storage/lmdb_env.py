@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from spark_ft import interrupts
+from spark_ft import failpoints, interrupts
 from spark_ft.errors import BlockCorrupt, BlockMissing, StorageError, StoreFull
 
 T = TypeVar("T")
@@ -87,6 +87,7 @@ class Segment:
             for last in (False, True):
                 try:
                     with self._open_env().begin(buffers=True) as txn:
+                        failpoints.hit("store.read")
                         return visit(txn.get)
                 except lmdb.ReadersFullError:  # slots of killed processes: clear them, once
                     if last:

@@ -36,6 +36,10 @@ class StoreReader:
         self.roots = roots
         self._segments: dict[tuple[HostId, str, int], Segment] = {}  # some may have been closed since
 
+    def tidy(self) -> None:
+        """Close what has been unlinked or replaced since it was opened, in the whole process."""
+        lmdb_env.sweep()
+
     def slice(
         self, host: HostId, store: str, segment: int, key: OutputKey, reduce_index: int
     ) -> Iterator[bytes]:

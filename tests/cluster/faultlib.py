@@ -20,6 +20,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -446,6 +447,12 @@ def start_context(
 def short_directory() -> Path:
     """A directory whose path leaves room for socket names (107 bytes in all)."""
     return Path(tempfile.mkdtemp(prefix="sft-", dir="/tmp"))
+
+
+def python(*arguments: str) -> dict[str, Any]:
+    """What ``subprocess`` needs to run this very Python on this very source."""
+    path = os.pathsep.join(filter(None, sys.path))
+    return {"args": [sys.executable, *arguments], "env": {**os.environ, "PYTHONPATH": path}}
 
 
 # --- Leaks ------------------------------------------------------------------------------------------------

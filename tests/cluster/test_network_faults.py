@@ -238,7 +238,7 @@ def test_NET_12_a_foreign_peer_is_told_nothing_loads_nothing_and_is_counted(star
         wait_until(
             lambda: sum(driver._host.dropped.values()) >= len(said), what="the noise to reach the driver"
         )
-        wait_until(lambda: sum(driver._server.dropped.values()) >= len(said), what="the same on the data side")
+        wait_until(lambda: sum(driver._server.dropped.values()) >= len(said), what="it to reach the other")
         for _ in range(3):
             assert sums(running) == SUMS
         time.sleep(0.2)  # for an answer that must not come

@@ -609,6 +609,17 @@ def test_ST_1_when_every_host_is_full_the_job_ends_with_the_numbers() -> None:
     assert failure.condition == "STORAGE_FULL" and "100 bytes needed, 5 free" in failure.text
 
 
+def test_ST_1_tasks_that_meet_the_same_full_hosts_in_turns_end_with_the_numbers() -> None:
+    stand = Stand(executors=2, hosts=2)
+    lineage, shuffle = wide(stand, maps=2, reduces=1)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    for _ in range(2):
+        for task in stand.running():
+            stand.end(task, HostError("STORAGE_FULL", "no space", 100, 5))
+        stand.pass_time(6.0)
+    assert stand.failure(job).condition == "STORAGE_FULL"
+
+
 def test_ST_1_the_only_host_is_tried_again_after_its_back_off() -> None:
     stand = Stand(executors=1)
     lineage, shuffle = wide(stand, maps=1, reduces=1)
