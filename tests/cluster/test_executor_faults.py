@@ -346,7 +346,9 @@ def test_EX_12_executors_that_crash_at_every_start_end_the_job_by_name_with_thei
     assert time.monotonic() - began_s < 10
     assert caught.value.getCondition() == "EXECUTOR_CRASH_LOOP"
     assert "5 starts in a row" in str(caught.value)
-    assert "Fatal Python error" in str(caught.value) or "MemoryError" in str(caught.value)
+    # Where the memory lacks first is chance; its own words tell.
+    assert "Traceback" in str(caught.value) or "Fatal Python error" in str(caught.value)
+    assert "spark_ft/executor/main.py" in str(caught.value)
     with pytest.raises(NoExecutors):
         running.sc.parallelize(range(4), 2).collect()  # the next job is told at once
     assert not running.log.of("executor_added")
