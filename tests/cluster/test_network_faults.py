@@ -267,7 +267,8 @@ def test_NET_12_noise_that_is_not_even_ZeroMQ_costs_nothing(start) -> None:
 
 
 def test_NET_12_who_announces_too_much_loses_the_connection(start) -> None:
-    running = start("local-cluster[2,1,512]", spark_rpc_message_maxSize="1m")
+    small = {"spark_rpc_message_maxSize": "1m", "spark_ft_result_inlineSize": "256k"}
+    running = start("local-cluster[2,1,512]", **small)
     with zmq.Context() as context:
         for name, address in endpoints(running).items():
             with context.socket(zmq.DEALER) as stranger:
