@@ -17,7 +17,7 @@ alone are written so; an object that occurs twice in a batch is still one object
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import lz4.block
@@ -148,6 +148,25 @@ def iter_batches(buffer: Buffer) -> Iterator[Batch]:
     while offset < size:
         batch, offset = decode_batch(buffer, offset)
         yield batch
+
+
+def whole_buffers(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut a stream of bytes at the borders of batches.  Raises BlockCorrupt when it ends within one."""
+    parts: list[bytes] = []
+    have = needed = 0
+    for piece in pieces:
+        parts.append(piece)
+        have += len(piece)
+        if have < needed:  # a batch larger than a piece: joined once, when it is whole
+            continue
+        buffer = parts[0] if len(parts) == 1 else b"".join(parts)
+        end, _, needed = whole_batches(buffer)
+        have -= end
+        parts = [buffer[end:]] if have else []
+        if end:
+            yield buffer[:end] if have else buffer
+    if have:
+        raise BlockCorrupt(f"{have} bytes too many behind the last whole batch")
 
 
 def whole_batches(buffer: Buffer) -> tuple[int, int, int]:

@@ -180,8 +180,10 @@ class Env:
         return (store or self.process.writer()).put_block(kind, name, chunks)
 
     def read_rows(self, block: BlockRef) -> Iterator[Any]:
-        """The records of a block of batches."""
-        return itertools.chain.from_iterable(rows.iter_batches(self.read_block(block)))
+        """The records of a block of batches, of which one piece is in memory at a time."""
+        for buffer in rows.whole_buffers(self.block_pieces(block)):
+            for batch in rows.iter_batches(buffer):
+                yield from batch
 
 
 def _record_key(key: Any) -> Any:

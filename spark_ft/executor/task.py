@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from spark_ft.settings import Settings
 from spark_ft.shuffle.spill import estimate_bytes, in_batches
 from spark_ft.shuffle.writer import write_map_output
 from spark_ft.storage.blocks import OutputKey
+from spark_ft.storage.memory import Held
 from spark_ft.taskcontext import TaskContext
 
 _DEPTH_MAX = 100  # iterators nested in one another; each may need several frames
@@ -278,25 +280,36 @@ class _Attempt:
         level = node.storage
         if not level.useMemory:
             return self._write(node, partition, records)
-        budget = self._process.memory.budget_bytes
-        held: list[Any] = []
+        batches: deque[list[Any]] = deque()
         size = 0
         for batch in in_batches(records):
-            held += batch
+            batches.append(batch)
             size += estimate_bytes(batch)
-            if size > budget:
-                rest = itertools.chain(held, records)
+            if not self._make_room(node.id, size):
+                rest = itertools.chain(_drained(batches), records)
                 return self._write(node, partition, rest) if level.useDisk else rest
+        held = list(_drained(batches))
         with self._lock:
             evicted = self._process.memory.put(node.id, partition, held, size, level.useDisk)
-        if not any((old.node, old.partition) == (node.id, partition) for old in evicted):
-            self.cached.append(CachedBlock(node.id, partition, size))
+        if any((old.node, old.partition) == (node.id, partition) for old in evicted):  # no room after all
+            return self._write(node, partition, iter(held)) if level.useDisk else iter(held)
+        self.cached.append(CachedBlock(node.id, partition, size))
+        self._let_go(evicted)
+        return iter(held)
+
+    def _make_room(self, node: NodeId, size_bytes: int) -> bool:
+        with self._lock:
+            evicted = self._process.memory.make_room(node, size_bytes)
+        self._let_go(evicted or ())
+        return evicted is not None
+
+    def _let_go(self, evicted: Iterable[Held]) -> None:
+        """What had to leave memory goes to disk, where its level says so."""
         for old in evicted:
             self.dropped.append((old.node, old.partition))
             if old.use_disk:
                 block = self._store(old.node, old.partition, iter(old.records))
                 self.cached.append(CachedBlock(old.node, old.partition, block.size_bytes, block))
-        return iter(held)
 
     def _write(self, node: Node, partition: int, records: Iterator[Any]) -> Iterator[Any]:
         block = self._store(node.id, partition, records)
@@ -306,6 +319,12 @@ class _Attempt:
     def _store(self, node: NodeId, partition: int, records: Iterator[Any]) -> BlockRef:
         chunks = (rows.encode(batch) for batch in in_batches(records))
         return self.env.write_block("rdd", b"%d.%d" % (node, partition), chunks)
+
+
+def _drained(batches: deque[list[Any]]) -> Iterator[Any]:
+    """The records, each batch let go of as soon as it has been passed on."""
+    while batches:
+        yield from batches.popleft()
 
 
 class _Step:

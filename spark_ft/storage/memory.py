@@ -51,21 +51,19 @@ class MemoryStore:
         with self._lock:
             self._forget((node, partition))
             newcomer = Held(node, partition, records, size_bytes, use_disk)
-            evicted: list[Held] = []
-            free_bytes = self.budget_bytes - self.used_bytes
-            for entry in self._held.values():
-                if free_bytes >= size_bytes:
-                    break
-                if entry.node != node:
-                    evicted.append(entry)
-                    free_bytes += entry.size_bytes
-            if free_bytes < size_bytes:
+            evicted = self._evict(node, size_bytes)
+            if evicted is None:
                 return [newcomer]
-            for entry in evicted:
-                self._forget((entry.node, entry.partition))
             self._held[node, partition] = newcomer
             self.used_bytes += size_bytes
             return evicted
+
+    def make_room(self, node: NodeId, size_bytes: int) -> list[Held] | None:
+        """Evict what ``put`` would for a partition of this size, while that is still being computed: the
+        old ones and the new one must not be in memory together.  None when there is no such room, and
+        then nothing is evicted."""
+        with self._lock:
+            return self._evict(node, size_bytes)
 
     def drop(self, node: NodeId) -> None:
         """Forget all partitions of a node."""
@@ -73,19 +71,25 @@ class MemoryStore:
             for key in [key for key in self._held if key[0] == node]:
                 self._forget(key)
 
-    def shrink(self, target_bytes: int) -> list[Held]:
-        """Evict until at most ``target_bytes`` are held: storage gives way to execution."""
-        with self._lock:
-            evicted: list[Held] = []
-            while self.used_bytes > target_bytes:
-                evicted.append(next(iter(self._held.values())))
-                self._forget((evicted[-1].node, evicted[-1].partition))
-            return evicted
-
     def sizes(self) -> dict[tuple[NodeId, int], int]:
         """What is held, least recently used first, with its size in bytes."""
         with self._lock:
             return {key: entry.size_bytes for key, entry in self._held.items()}
+
+    def _evict(self, node: NodeId, size_bytes: int) -> list[Held] | None:
+        evicted: list[Held] = []
+        free_bytes = self.budget_bytes - self.used_bytes
+        for entry in self._held.values():
+            if free_bytes >= size_bytes:
+                break
+            if entry.node != node:
+                evicted.append(entry)
+                free_bytes += entry.size_bytes
+        if free_bytes < size_bytes:
+            return None
+        for entry in evicted:
+            self._forget((entry.node, entry.partition))
+        return evicted
 
     def _forget(self, key: tuple[NodeId, int]) -> None:
         entry = self._held.pop(key, None)

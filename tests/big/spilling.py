@@ -7,11 +7,12 @@ construction: counts, bytes and an exclusive-or of all keys, so a lost or double
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from operator import xor
+from operator import add, xor
 from typing import Any
 
+from spark_ft import StorageLevel
 from tests.cluster import faultlib
 
 MIB = 1 << 20
@@ -131,7 +132,64 @@ def check_join(sc: Any, load: Load) -> None:
     assert folded == cold_keys
 
 
-CHECKS = {"sort": check_sort, "group": check_group, "join": check_join}
+def check_join_the_other_way(sc: Any, load: Load) -> None:
+    """The hot key is larger than memory on the right side, and meets three on the left."""
+    right = keyed(sc, load).map(lambda row: (-1 if row[0] % 4 == 0 else row[0], row[1]))
+    left = sc.parallelize([(-1, "a"), (-1, "b"), (-1, "c")], 2)
+
+    def measure(rows: Iterator[tuple[int, tuple[str, bytes]]]) -> Iterator[tuple[int, int, str]]:
+        count = size = 0
+        names: list[str] = []
+        for _, (mine, theirs) in rows:
+            count, size = count + 1, size + len(theirs)
+            if not names or names[-1] != mine:
+                names.append(mine)
+        yield count, size, "".join(names)
+
+    parts = left.join(right, load.partitions).mapPartitions(measure).collect()
+    hot = keyed(sc, load).filter(lambda row: row[0] % 4 == 0).count()
+    assert [part for part in parts if part[0]] == [(3 * hot, 3 * hot * WIDTH, "abc")]
+
+
+def check_cogroup(sc: Any, load: Load) -> None:
+    """Two sides of which each has a group larger than memory, of the same key."""
+
+    def measure(row: tuple[int, Any]) -> tuple[int, list[int]]:
+        key, sides = row
+        return key, [sum(len(value) for value in side) for side in sides]
+
+    half = Load(load.records // 2, load.partitions)
+    rows = keyed(sc, half).map(lambda row: (row[0] % 2, row[1]))
+    shorter = rows.mapValues(lambda value: value[1:])
+    sizes = dict(rows.cogroup(shorter, numPartitions=2).map(measure).collect())
+    assert set(sizes) == {0, 1}
+    assert sizes[0][0] + sizes[1][0] == half.records * WIDTH
+    assert sizes[0][1] + sizes[1][1] == half.records * (WIDTH - 1)
+
+
+def check_persisted(sc: Any, load: Load, level: StorageLevel) -> None:
+    """More partitions than memory holds are persisted, read again and aggregated."""
+    kept = keyed(sc, load).persist(level)
+    for _ in range(2):
+        assert kept.map(lambda row: len(row[1])).sum() == load.records * WIDTH
+    counts = kept.map(lambda row: (row[0] % 1000, 1)).reduceByKey(add, load.partitions).collect()
+    assert sum(count for _, count in counts) == load.records
+    kept.unpersist()
+
+
+CHECKS: dict[str, Callable[[Any, Load], None]] = {
+    "sort": check_sort,
+    "group": check_group,
+    "join": check_join,
+    "join-right": check_join_the_other_way,
+    "cogroup": check_cogroup,
+    "memory-only": lambda sc, load: check_persisted(sc, load, StorageLevel.MEMORY_ONLY),
+    "memory-and-disk": lambda sc, load: check_persisted(sc, load, StorageLevel.MEMORY_AND_DISK),
+    "disk-only": lambda sc, load: check_persisted(sc, load, StorageLevel.DISK_ONLY),
+}
+
+# Whether partitions are on disk.
+HELD = {"memory-only": {False}, "memory-and-disk": {False, True}, "disk-only": {True}}
 
 
 def run_within(running: faultlib.Running, what: str, load: Load, budget_bytes: int) -> str:
@@ -143,6 +201,11 @@ def run_within(running: faultlib.Running, what: str, load: Load, budget_bytes: i
     with faultlib.MemoryWatch(running.log) as watch:
         CHECKS[what](running.sc, load)
     above = watch.peak - watch.baseline
+    if what in HELD:
+        cached = {event["partition"]: event["disk"] for event in running.log.of("cached")}
+        assert len(cached) == load.partitions or what == "memory-only"
+        assert set(cached.values()) == HELD[what]
+        assert len(cached) < load.partitions or what != "memory-only", "all of it was held in memory"
     told = f"{what}: {above / MIB:.0f} MiB above {watch.baseline / MIB:.0f}, budget {budget_bytes / MIB:.0f}"
     assert above <= budget_bytes * 4 / 3, told
     return told

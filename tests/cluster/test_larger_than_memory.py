@@ -14,4 +14,4 @@ def test_200_megabytes_pass_through_executors_of_48(
     what: str, start: Callable[..., faultlib.Running]
 ) -> None:
     running = start("local[2]", spark_executor_memory="48m")
-    run_within(running, what, Load(200_000, 8), 48 * MIB)
+    print(run_within(running, what, Load(200_000, 8), 48 * MIB))

@@ -88,3 +88,17 @@ def test_whole_batches_leaves_a_torn_one_out_and_tells_its_size() -> None:
 def test_what_plain_pickle_refuses_goes_by_value() -> None:
     (function,) = rows.decode(rows.encode([lambda x: x + 1]))
     assert function(1) == 2
+
+
+@pytest.mark.parametrize("cut", [1, 7, 40, 100, 1000, 10**6])
+def test_a_stream_is_cut_at_the_borders_of_batches(cut):
+    batches = [[i] * (i * 7) for i in range(30)]
+    data = b"".join(map(rows.encode, batches))
+    pieces = (data[i : i + cut] for i in range(0, len(data), cut))
+    found = [list(batch) for buffer in rows.whole_buffers(pieces) for batch in rows.iter_batches(buffer)]
+    assert found == batches
+
+
+def test_a_stream_that_ends_within_a_batch_is_corrupt():
+    with pytest.raises(BlockCorrupt, match="too many behind the last whole batch"):
+        list(rows.whole_buffers([rows.encode([1]) + rows.encode([2])[:-1]]))

@@ -57,8 +57,13 @@ def test_a_dropped_node_leaves_room() -> None:
     assert store.used_bytes == 0 and store.put(B, 0, [], 100) == []
 
 
-def test_storage_gives_way_when_it_is_asked_to() -> None:
+def test_room_is_made_at_the_expense_of_other_nodes_alone() -> None:
     store = MemoryStore(100)
-    for partition in range(4):
+    for partition in range(2):
         store.put(A, partition, [], 25)
-    assert names(store.shrink(50)) == [(A, 0), (A, 1)]
+    store.put(B, 0, [], 25)
+    assert store.make_room(B, 20) == []
+    assert names(store.make_room(B, 50) or []) == [(A, 0)]
+    assert store.make_room(B, 80) is None, "its own partitions stay"
+    assert store.used_bytes == 50
+    assert store.put(B, 1, [], 50) == []
