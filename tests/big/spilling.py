@@ -75,6 +75,17 @@ def check_sort(sc: Any, load: Load) -> None:
     assert folded == all_keys(load)
 
 
+def check_aggregate(sc: Any, load: Load) -> None:
+    """Nearly every key is its only one: the tables of both sides outgrow their memory."""
+    rows = keyed(sc, load).flatMap(lambda row: [(row[0], row[1][:500]), (row[0] ^ 1, row[1][500:])])
+    longest = rows.reduceByKey(lambda one, two: max(one, two), load.partitions)
+    count, size, folded = longest.map(lambda row: (1, len(row[1]), row[0])).reduce(
+        lambda one, two: (one[0] + two[0], one[1] + two[1], one[2] ^ two[2])
+    )
+    assert (count, size) == (2 * load.records, load.records * WIDTH)
+    assert folded == load.records % 2  # of each pair of keys the last bit is left
+
+
 def check_group(sc: Any, load: Load) -> None:
     """A thousand keys, one of which has a quarter of all records: more than memory in one group."""
 
@@ -178,6 +189,7 @@ def check_persisted(sc: Any, load: Load, level: StorageLevel) -> None:
 
 
 CHECKS: dict[str, Callable[[Any, Load], None]] = {
+    "aggregate": check_aggregate,
     "sort": check_sort,
     "group": check_group,
     "join": check_join,
