@@ -91,7 +91,8 @@ class PySparkException(Exception):
         super().__init__(message)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._message, self._errorClass, self._messageParameters)
+        # By state and not by constructor: those of some kinds take other arguments.
+        return _rebuilt, (type(self), self.args, dict(self.__dict__))
 
     def getCondition(self) -> str | None:
         """The condition's name, e.g. TASK_FAILED."""
@@ -109,6 +110,13 @@ class PySparkException(Exception):
 
     def __str__(self) -> str:
         return self._message
+
+
+def _rebuilt(cls: type[PySparkException], args: tuple[Any, ...], state: dict[str, Any]) -> PySparkException:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class PySparkValueError(PySparkException, ValueError): ...
