@@ -30,7 +30,10 @@ def test_errors_with_constructors_of_their_own_travel_too():
     assert isinstance(full, errors.StoreFull) and (full.needed_bytes, full.free_bytes) == (5, 3)
 
 
-@pytest.mark.parametrize("kind", [errors.PySparkValueError, errors.PySparkPicklingError, errors.SettingsError])
+KINDS = [errors.PySparkValueError, errors.PySparkPicklingError, errors.SettingsError]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_condition_fills_its_parameters_in_and_keeps_them(kind):
     error = kind(errorClass="VALUE_NOT_ACCESSIBLE", messageParameters={"value": "x"})
     there = arrived(error)
