@@ -386,7 +386,8 @@ class Ends:
 
     def _host_failed(self, attempt: Attempt, reason: HostError) -> None:
         """Again on another host; the end when this task was told so twice, and each host that lives has told
-        it so or backs off: of tasks that meet full hosts in turns none might ever see them all."""
+        it so, or told others so again after a back-off: of tasks that meet full hosts in turns none might
+        ever see them all."""
         host, trouble, now_s = attempt.executor.host, attempt.task.troubled(), self._turn.now_s
         remember(attempt.task, attempt, "HostError", "host", f"{reason.condition}: {reason.text}")
         self._turn.note("host_error", host=host, condition=reason.condition, text=reason.text)
@@ -395,7 +396,7 @@ class Ends:
         )
         trouble.host_errors[host] = trouble.host_errors.get(host, 0) + 1
         everywhere = all(
-            live in trouble.host_errors or self._health.backing_off(live, now_s)
+            live in trouble.host_errors or self._health.is_full_still(live, now_s)
             for live in self._executors.on_host
         )
         if everywhere and sum(trouble.host_errors.values()) >= 2:

@@ -86,6 +86,10 @@ class Health:
         """A map task has written its output there."""
         self.hosts.pop(host, None)
 
+    def is_full_still(self, host: HostId, now_s: float) -> bool:
+        """It backs off, and not for the first time: its trouble has outlasted a back-off."""
+        return self.backing_off(host, now_s) and self.hosts[host].backoff_s > _BACKOFF_S
+
     def backing_off(self, host: HostId, now_s: float) -> bool:
         trouble = self.hosts.get(host)
         return trouble is not None and now_s < trouble.until_s

@@ -31,6 +31,7 @@ REDUCERS = 5
 def write(root: Path, name: str, pipe: int, seed: int) -> None:
     """Write outputs until the kill comes."""
     rng = random.Random(seed)
+    os.write(pipe, b"here")
     store = StoreWriter(root / "stores" / name, HOST, segment_bytes=1 << 20, transaction_bytes=64 << 10)
     for number in range(1 << 30):
         key = OutputKey(Fingerprint(bytes(16)), Generation(0), number, TaskId(number))
@@ -99,6 +100,7 @@ def main() -> None:
             failpoints.arm("")
             write(root, f"w{number}", theirs, rng.randrange(1 << 30))
         os.close(theirs)
+        assert os.read(ours, 4) == b"here"
         time.sleep(rng.random() * 0.012)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

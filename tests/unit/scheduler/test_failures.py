@@ -620,6 +620,23 @@ def test_ST_1_tasks_that_meet_the_same_full_hosts_in_turns_end_with_the_numbers(
     assert stand.failure(job).condition == "STORAGE_FULL"
 
 
+def test_ST_1_a_host_that_has_not_been_tried_again_may_have_room_by_now() -> None:
+    stand = Stand(executors=2, hosts=2)
+    lineage, shuffle = wide(stand, maps=2, reduces=1)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    first, second = stand.running()
+    stand.end(first, HostError("STORAGE_FULL", "no space", 100, 5))
+    stand.pass_time(1.0)
+    stand.end(second, HostError("STORAGE_FULL", "no space", 100, 5))
+    stand.pass_time(4.5)  # the first host may be tried again, the second not yet
+    (again,) = stand.running()
+    stand.end(again, HostError("STORAGE_FULL", "no space", 100, 5))
+    assert job not in stand.finished
+    stand.pass_time(1.0)
+    stand.run(job)
+    assert stand.finished[job] is None
+
+
 def test_ST_1_the_only_host_is_tried_again_after_its_back_off() -> None:
     stand = Stand(executors=1)
     lineage, shuffle = wide(stand, maps=1, reduces=1)
