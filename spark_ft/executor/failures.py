@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable
 from typing import TypeVar
 
-from spark_ft.errors import FetchError, InputChanged, InputError, StoreFull
+from spark_ft.errors import FetchError, InputChanged, InputError, StorageError, StoreFull
 from spark_ft.lineage.narrow import user_stop_iteration
 from spark_ft.protocol.messages import EndReason, HostError, UserError
 
@@ -25,6 +25,7 @@ T = TypeVar("T")
 TEXT_MAX = 16 << 10  # characters of an error's own words
 _TRACE_MAX = 64 << 10
 _PATIENCE_S, _AGAIN_S = 2.0, 0.25  # with user code that makes the words
+_HOSTS_OWN = {"STORAGE_ERROR", "STORE_NOT_WRITABLE", "STORE_UNSUPPORTED_FS"}  # troubles of its disk
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARY = os.path.dirname(os.__file__) + os.sep  # Python's own
 
@@ -45,6 +46,8 @@ def reason_of(error: BaseException) -> EndReason:
             return error.failed
         case StoreFull():
             return HostError("STORAGE_FULL", str(error), error.needed_bytes, error.free_bytes)
+        case StorageError() if error.getCondition() in _HOSTS_OWN:
+            return HostError(error.getCondition() or "", str(error), 0, 0)
     name, (words, trace) = type(error).__name__, words_and_trace(error)
     match error:
         case InputError():

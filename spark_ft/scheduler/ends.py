@@ -400,8 +400,9 @@ class Ends:
             for live in self._executors.on_host
         )
         if everywhere and sum(trouble.host_errors.values()) >= 2:
-            numbers = f"{reason.needed_bytes} bytes needed, {reason.free_bytes} free"
-            text = f"{reason.condition}({host}, {numbers}) on every host: {reason.text}"
+            numbers = f", {reason.needed_bytes} bytes needed, {reason.free_bytes} free"
+            told = f"{reason.condition}({host}{numbers if reason.needed_bytes else ''})"
+            text = f"{told} on every host: {reason.text}"
             self._fail(attempt, reason.condition, text)
             return
         until_s = self._health.hosts[host].until_s

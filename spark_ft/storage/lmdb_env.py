@@ -208,10 +208,29 @@ def _translated(error: lmdb.Error, path: Path, needed_bytes: int) -> StorageErro
     text = str(error)
     free_bytes = free_space(path)
     # LMDB calls a short write, which is what a disk that is getting full answers first, an I/O error.
-    short = "Input/output error" in text and free_bytes < needed_bytes + _SLACK_BYTES
-    if short or any(sign in text for sign in _FULL_ERRNOS):
+    short = "Input/output error" in text
+    full = short and (free_bytes < needed_bytes + _SLACK_BYTES or not _can_grow(path / _DATA))
+    if full or any(sign in text for sign in _FULL_ERRNOS):
         return StoreFull(f"{path}: {needed_bytes} bytes needed, {free_bytes} free", needed_bytes, free_bytes)
     return StorageError(f"{path}: {text}")
+
+
+def _can_grow(path: Path) -> bool:
+    """Ask the kernel for one more byte at the file's end: it says what stands behind a short write, be it
+    the disk, a quota or a limit.  LMDB takes no notice of what lies behind its last page."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return True  # another trouble
+    try:
+        size_bytes = os.fstat(fd).st_size
+        os.pwrite(fd, b"\0", size_bytes)
+        os.ftruncate(fd, size_bytes)
+    except OSError as error:
+        return not any(sign in str(error) for sign in _FULL_ERRNOS)
+    finally:
+        os.close(fd)
+    return True
 
 
 def free_space(path: Path) -> int:

@@ -72,11 +72,13 @@ class SmallDisk:
     """The stores of one host on a disk of their own; where nobody may mount one, no file of that host's
     executors may grow beyond its size, which the kernel refuses in the same place."""
 
-    def __init__(self, running: faultlib.Running, host: str, size_bytes: int) -> None:
+    def __init__(
+        self, running: faultlib.Running, host: str, size_bytes: int, may_mount: bool = True
+    ) -> None:
         self._path = host_root(running, host) / "stores"
         self._pids = [e["pid"] for e in running.log.of("executor_added", host=host)]
         size = f"size={size_bytes}"
-        self._mounted = not _run("mount", "-t", "tmpfs", "-o", size, "tmpfs", str(self._path))
+        self._mounted = may_mount and not _run("mount", "-t", "tmpfs", "-o", size, "tmpfs", str(self._path))
         if not self._mounted:
             self._limit(size_bytes)
 
@@ -114,10 +116,11 @@ def sizes_by_key(running: faultlib.Running, partitions: int, size: int):
     return running.sc.parallelize(range(partitions), partitions).map(make).partitionBy(4).mapValues(len)
 
 
-def test_ST_1_a_full_disk_costs_the_task_nothing_and_what_it_holds_is_served(start) -> None:
+@pytest.mark.parametrize("may_mount", [True, False], ids=["a disk", "a limit"])
+def test_ST_1_a_full_disk_costs_the_task_nothing_and_what_it_holds_is_served(may_mount, start) -> None:
     running = start("local-cluster[3,1,512]", spark_task_maxFailures=1)
     running.log.wait_for("executor_added", 3)
-    with SmallDisk(running, "host-1", MIB // 2):
+    with SmallDisk(running, "host-1", MIB // 2, may_mount):
         lengths = sizes_by_key(running, 12, 300_000)
         assert Action(lambda: sorted(lengths.collect())).result() == [(i, 300_000) for i in range(12)]
         errors = running.log.of("host_error")

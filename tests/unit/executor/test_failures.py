@@ -7,10 +7,11 @@ import time
 
 import pytest
 
+from spark_ft.errors import BlockCorrupt, StorageError, StoreFull
 from spark_ft.executor import failures
 from spark_ft.executor.failures import reason_of
 from spark_ft.lineage.narrow import MAP, fuse
-from spark_ft.protocol.messages import UserError
+from spark_ft.protocol.messages import HostError, UserError
 from spark_ft.rdd import tasks
 from spark_ft.shuffle.table import combined
 
@@ -194,3 +195,22 @@ def test_TK_3_an_exit_is_a_failure_of_the_task(error):
 
     reason = failed(leave)
     assert reason.condition == "USER_CODE_EXITED" and reason.text.startswith("USER_CODE_EXITED(")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (StoreFull("no room", 10, 1), HostError("STORAGE_FULL", "[STORAGE_FULL] no room", 10, 1)),
+        (StorageError("I/O error"), HostError("STORAGE_ERROR", "[STORAGE_ERROR] I/O error", 0, 0)),
+        (
+            StorageError("read only", "STORE_NOT_WRITABLE"),
+            HostError("STORE_NOT_WRITABLE", "[STORE_NOT_WRITABLE] read only", 0, 0),
+        ),
+    ],
+)
+def test_ST_15_a_store_that_cannot_be_written_is_its_hosts_trouble(error, reason):
+    assert reason_of(error) == reason
+
+
+def test_a_spill_file_that_lies_is_not_blamed_on_the_host():
+    assert isinstance(reason_of(BlockCorrupt("bits")), UserError)
