@@ -18,7 +18,7 @@ from spark_ft.protocol import codec
 from spark_ft.protocol.messages import Goodbye
 from spark_ft.transport import frames
 from tests.cluster import faultlib
-from tests.cluster.faultlib import wait_until
+from tests.cluster.faultlib import Action, wait_until
 
 NUMBERS = 200
 SUMS = [(key, sum(range(key, NUMBERS, 5))) for key in range(5)]
@@ -69,7 +69,7 @@ def fired(tmp_path: Path) -> set[str]:
 def assert_right_and_in_time(running: faultlib.Running, jobs: int = 3) -> None:
     """The answer of several jobs, no task started twice, and an end within bounds."""
     for _ in range(jobs):
-        assert faultlib.Action(lambda: sums(running)).result(JOB_S) == SUMS
+        assert Action(lambda: sums(running)).result(JOB_S) == SUMS
     faultlib.assert_r0(running.events())
 
 
@@ -119,7 +119,7 @@ def test_NET_1_whichever_frame_of_the_driver_is_lost_the_job_ends(start) -> None
     for nth in range(1, 100):
         before = host.dropped["failpoint"]
         failpoints.arm(f"link.send=drop@{nth}")
-        assert faultlib.Action(lambda: sums(running)).result(JOB_S) == SUMS
+        assert Action(lambda: sums(running)).result(JOB_S) == SUMS
         failpoints.arm("")
         if host.dropped["failpoint"] == before:
             break  # the job has fewer frames
@@ -140,8 +140,19 @@ def test_NET_1_whichever_frame_of_each_other_process_is_lost_the_job_ends(nth, s
 
 def test_NET_1_pieces_of_blocks_are_lost_and_asked_for_again(start_faulty, tmp_path) -> None:
     running = start_faulty("blocks.send=drop@2", spark_ft_fetch_timeout="200ms")
-    assert_right_and_in_time(running)
+    running.log.wait_for("executor_added", 2)
+
+    def slow(x):
+        if x % 50 == 0:
+            time.sleep(0.1)  # long enough for both hosts to get some
+        return x % 5, x
+
+    for _ in range(2):
+        pairs = running.sc.parallelize(range(NUMBERS), 4).map(slow)
+        assert Action(lambda pairs=pairs: sorted(pairs.reduceByKey(add, 4).collect())).result(JOB_S) == SUMS
+    assert {event["host"] for event in running.log.of("task_start", kind="map")} == {"host-0", "host-1"}
     assert fired(tmp_path) == {"blocks.send"}
+    faultlib.assert_r0(running.events())
 
 
 # --- NET-2: twice -----------------------------------------------------------------------------------
