@@ -160,6 +160,7 @@ def test_NET_1_pieces_of_blocks_are_lost_and_asked_for_again(start_faulty, tmp_p
 
 def test_NET_2_every_frame_comes_twice(start_faulty, tmp_path) -> None:
     running = start_faulty("link.send=duplicate", **FREQUENT)
+    running.log.wait_for("executor_added", 2)
     seen = running.sc.accumulator(0)
 
     def count(x):
