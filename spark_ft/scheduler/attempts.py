@@ -12,7 +12,9 @@ Invariants
 
 from __future__ import annotations
 
-from spark_ft.ids import TaskId
+from collections.abc import Iterable
+
+from spark_ft.ids import HostId, NodeId, TaskId
 from spark_ft.protocol.messages import KillExecutor, KillTask
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.stage import Stage
@@ -29,6 +31,7 @@ class Attempts:
         self._turn, self._executors = turn, executors
         self._next = 0
         self.queued: dict[TaskId, Attempt] = {}
+        self.keeping: dict[tuple[HostId, NodeId, int], TaskId] = {}  # by host and persisted partition
         self.killing: dict[TaskId, tuple[Attempt, float]] = {}  # with the time at which patience ends
 
     def launch(
@@ -45,6 +48,12 @@ class Attempts:
         self.queued[task_id] = attempt
         self._executors.touch(executor)
         return attempt
+
+    def keep(self, attempt: Attempt, keys: Iterable[tuple[NodeId, int]]) -> None:
+        """It will compute these persisted partitions; until its end nobody else on its host does (BL-11)."""
+        attempt.keeps = tuple(keys)
+        for key in attempt.keeps:
+            self.keeping.setdefault((attempt.executor.host, *key), attempt.task_id)
 
     def started(self, attempt: Attempt) -> None:
         """A slot has begun to run it.  Told twice changes nothing."""
@@ -75,6 +84,9 @@ class Attempts:
         del executor.running[attempt.task_id]
         self.queued.pop(attempt.task_id, None)
         self.killing.pop(attempt.task_id, None)
+        for key in attempt.keeps:
+            if self.keeping.get((executor.host, *key)) == attempt.task_id:
+                del self.keeping[(executor.host, *key)]
         if run_s:
             self._executors.took(executor, run_s)
         self._executors.touch(executor)

@@ -146,11 +146,13 @@ class CachedBlocks:
 class Survey:
     """What one task meets on the way down its narrow tree.
 
-    ``needs``: shuffles it must read; ``memory``: holdings that are in memory alone; ``disk``: blocks it can
+    ``needs``: shuffles it must read; ``unheld``: persisted partitions that nobody holds yet, so that it will
+    compute and keep them; ``memory``: holdings that are in memory alone; ``disk``: blocks it can
     read from disk; ``near``: executors that have something in memory; ``hosts``: where its sources are.
     """
 
     needs: dict[ShuffleId, None] = field(default_factory=dict)
+    unheld: list[Key] = field(default_factory=list)
     memory: list[Holding] = field(default_factory=list)
     disk: list[CachedBlock] = field(default_factory=list)
     near: dict[Incarnation, None] = field(default_factory=dict)
@@ -178,6 +180,8 @@ def survey(tree: StageTree, partition: int, blocks: CachedBlocks, trust_memory: 
             found.memory.append(holding)
             if trust_memory:
                 continue
+        elif node.persisted:
+            found.unheld.append(key)
         for shuffle in node.shuffles:
             found.needs[shuffle] = None
         if node.preferred and not found.hosts:

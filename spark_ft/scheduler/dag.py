@@ -352,8 +352,7 @@ class Dag:
             stage.tasks.wait(task)
             self.mark(stage)
         elif delay_s > 0:
-            stage.tasks.delay(task, self._turn.now_s + delay_s)
-            self.delayed[stage.id] = stage
+            self.postpone(stage, task, self._turn.now_s + delay_s)
         else:
             self._enqueue(stage, task)
 
@@ -368,6 +367,12 @@ class Dag:
         stage.tasks.close()
         self._end_attempt(stage, False)
         self.mark(stage)
+
+    def postpone(self, stage: Stage, task: Task, due_s: float) -> None:
+        """A task that could be launched is to be looked at again at ``due_s``."""
+        assert stage.tasks is not None
+        stage.tasks.delay(task, due_s)
+        self.delayed[stage.id] = stage
 
     def wake_delayed(self) -> None:
         """Tasks whose back-off is over are ready."""

@@ -35,6 +35,7 @@ from spark_ft.scheduler.taskset import Mode, Reads, Task
 from spark_ft.scheduler.turn import Turn
 from spark_ft.settings import Settings
 
+_KEEPING_S = 0.05  # until a task is looked at again whose data another one on the host is about to keep
 _RECALL_AFTER_S = 0.05  # an attempt that stood in a queue for so long is asked back when a slot is free
 
 Batch = tuple[ExecutorState, Stage, list[Launch]]
@@ -132,6 +133,9 @@ class Placement:
             task, second = None, False
             if self._fits(stage, executor):
                 task = tasks.take(executor, self._executors, now_s)
+                if task is not None and self._is_being_kept(stage, task, executor):
+                    self._dag.postpone(stage, task, now_s + _KEEPING_S)
+                    continue
                 if task is None and speculate and tasks.has_slow:
                     task, second = tasks.take_slow(executor), True
             if task is None:
@@ -153,13 +157,23 @@ class Placement:
             return True
         return not self._health.backing_off(executor.host, self._turn.now_s)
 
+    def _is_being_kept(self, stage: Stage, task: Task, executor: ExecutorState) -> bool:
+        """Whether somebody on this host is computing a persisted partition that the task needs too."""
+        keeping = self._attempts.keeping
+        if not keeping or not stage.tree.persisted:
+            return False
+        found = survey(stage.tree, task.partition, self._blocks, trust_memory=False)
+        return any((executor.host, *key) in keeping for key in found.unheld)
+
     def _launch(
         self, stage: Stage, task: Task, executor: ExecutorState, reads: Reads, speculative: bool
     ) -> None:
         attempt = self._attempts.launch(stage, task, executor, reads, speculative)
         cached: tuple[CachedBlock, ...] = ()
-        if self._blocks.disk_count and stage.tree.persisted:
-            cached = tuple(survey(stage.tree, task.partition, self._blocks, trust_memory=False).disk)
+        if stage.tree.persisted:
+            found = survey(stage.tree, task.partition, self._blocks, trust_memory=False)
+            cached = tuple(found.disk)
+            self._attempts.keep(attempt, found.unheld)
         launch = Launch(attempt.task_id, task.partition, attempt.number, speculative, cached)
         key = (executor.id, stage.id)
         batch = self._batches.get(key)

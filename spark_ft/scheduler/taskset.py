@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterable
 from enum import Enum, auto
 
-from spark_ft.ids import Generation, HostId, Incarnation, ShuffleId, TaskId
+from spark_ft.ids import Generation, HostId, Incarnation, NodeId, ShuffleId, TaskId
 from spark_ft.protocol.effects import AttemptRecord
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.stage import Stage
@@ -55,7 +55,7 @@ class Attempt:
     """One try at one task on one executor.  ``counts`` is False once it was given up (killed)."""
 
     __slots__ = (
-        "counts", "executor", "launched_s", "number", "reads", "recalled", "speculative", "stage",
+        "counts", "executor", "keeps", "launched_s", "number", "reads", "recalled", "speculative", "stage",
         "stage_attempt", "started_s", "task", "task_id",
     )  # fmt: skip
 
@@ -80,6 +80,7 @@ class Attempt:
         self.stage_attempt = stage.attempt
         self.speculative = speculative
         self.reads = reads  # every shuffle under it, at the generation current when it was launched
+        self.keeps: tuple[tuple[NodeId, int], ...] = ()  # persisted partitions that it computes
         self.launched_s = now_s
         self.started_s: float | None = None
         self.counts = True

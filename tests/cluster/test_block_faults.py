@@ -148,6 +148,24 @@ def test_BL_11_of_cached_partitions_only_those_of_the_killed_holder_are_computed
         assert counts.arrivals() == expected
 
 
+def test_BL_11_two_jobs_that_meet_at_an_uncached_partition_compute_it_once(start, tmp_path) -> None:
+    running, gate = start("local[2]"), Gate(tmp_path / "gate")
+
+    def numbers(index, records):
+        gate.wait(index)
+        return records
+
+    cached = running.sc.parallelize(range(NUMBERS), 1).mapPartitionsWithIndex(numbers).cache()
+    jobs = [Action(cached.count), Action(cached.sum)]
+    running.log.wait_for("job_start", 2)
+    wait_until(lambda: gate.arrivals(), what="the first one to compute it")
+    running.sc.parallelize(range(20), 20).count()  # the other executor is free and takes tasks all the while
+    assert gate.arrivals() == {"0": 1}
+    gate.open()
+    assert [job.result() for job in jobs] == [NUMBERS, sum(range(NUMBERS))]
+    assert gate.arrivals() == {"0": 1}, "two tasks of one host computed the same cached partition"
+
+
 def test_BL_11_partitions_on_disk_outlive_their_executors_and_are_read_from_other_hosts(
     start, tmp_path
 ) -> None:
