@@ -1,6 +1,7 @@
 """Contexts for fault tests, and the check after each of them that nothing is left behind."""
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,15 @@ import psutil
 import pytest
 
 from tests.cluster import faultlib
+
+
+@pytest.fixture(autouse=True)
+def a_terminal_program() -> Iterator[None]:
+    """SIGINT means what it means to a program on a terminal.  Whoever is started in the background of a
+    shell, as a CI job may be, has it ignored, and so have all its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
