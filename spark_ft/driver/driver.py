@@ -341,11 +341,11 @@ class Driver:
         """The scheduler met what it never should: every job ends with that, nothing hangs (DR-10)."""
         text = f"internal error in the scheduler at {event!r}:\n{traceback.format_exc()}"
         log.error("%s", text)
-        self._note("internal_error", {"text": text})
         for job, handle in list(self._jobs.items()):
             handle.finish(JobFailure("INTERNAL_ERROR", text))
             if not isinstance(event, CancelJobs):  # or a core that cannot cancel would be asked for ever
                 self._host.post(CancelJobs(job=job, reason="internal error"))
+        self._note("internal_error", {"text": text})  # last: who reads it finds all of that done
 
     # --- End ---
 

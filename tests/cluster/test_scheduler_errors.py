@@ -25,7 +25,7 @@ def test_DR_10_an_error_in_the_scheduler_ends_the_jobs_and_the_next_one_works(
         with pytest.raises(JobError, match="RuntimeError: boom") as caught:
             held.result(5)
         assert caught.value.getCondition() == "INTERNAL_ERROR"
-        running.log.wait_for("internal_error")
+        running.log.wait_for("internal_error", 2)  # one for the end of each task: none is still under way
     assert running.sc.parallelize(range(4), 2).sum() == 6
 
 
