@@ -47,6 +47,7 @@ from spark_ft.protocol.effects import (
     Send,
     SendBlob,
     Tick,
+    WithdrawResults,
 )
 from spark_ft.protocol.messages import (
     BlockRef,
@@ -189,6 +190,8 @@ class Stand:
         self.results: dict[JobId, dict[int, Any]] = {}
         self.finished: dict[JobId, JobFailure | None] = {}
         self.accums: list[tuple[tuple[int, bytes], ...]] = []
+        self._updates: dict[JobId, list[tuple[tuple[int, bytes], ...]]] = {}  # of jobs that have not ended
+        self.withdrawn: Counter[JobId] = Counter()  # how often a job's results were taken back
         self.fenced: set[Incarnation] = set()
         self.sent: list[Send] = []
         self.checksums: dict[tuple[ShuffleId, int], int] = {}
@@ -385,12 +388,18 @@ class Stand:
                 assert partition not in self.results[job], "S1: delivered twice"
                 self.results[job][partition] = result
                 if accums:
-                    self.accums.append(accums)
+                    self._updates.setdefault(job, []).append(accums)
+            case WithdrawResults(job):
+                assert job not in self.finished, "S3: taken back after the end"
+                self._updates.pop(job, None)
+                self.results[job].clear()
+                self.withdrawn[job] += 1
             case MergeAccums(accums):
                 self.accums.append(accums)
             case FinishJob(job, failure):
                 assert job not in self.finished, "S4: ended twice"
                 self.finished[job] = failure
+                self.accums += self._updates.pop(job, [])
 
     def _sent(self, to: Incarnation, message: Message) -> None:
         match message:

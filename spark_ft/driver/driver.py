@@ -62,6 +62,7 @@ from spark_ft.protocol.effects import (
     ResultLost,
     SendBlob,
     Stopping,
+    WithdrawResults,
 )
 from spark_ft.protocol.messages import BlockRef, FetchFailed, StageBlob
 from spark_ft.scheduler.core import SchedulerCore
@@ -192,8 +193,9 @@ class Driver:
             max_result_bytes=self.settings.max_result_bytes,
         )
         event = JobSubmitted(
-            job, shape, chosen, blob, self._blobs_of_shuffles(node), name, pool, group, tags, properties or {}
-        )
+            job, shape, chosen, blob, self._blobs_of_shuffles(node), name, pool, group, tags,
+            properties or {}, getattr(function, "final", False),
+        )  # fmt: skip
         self._jobs[job] = handle
         self._host.post(event)
         return handle
@@ -209,7 +211,8 @@ class Driver:
         self._host.post(CancelJobs(job, group, tag, reason))
 
     def _close_job(self, job: JobId, blob: BlobId) -> None:
-        if self._jobs.pop(job, None) is not None and not self._stopped:
+        if (handle := self._jobs.pop(job, None)) is not None and not self._stopped:
+            self._merges += handle.take_updates()  # of a job that was given up
             self._blobs.pop(blob, None)
             self._host.post(Released(blobs=(blob,)))
 
@@ -313,11 +316,13 @@ class Driver:
         match effect:
             case DeliverResult():
                 if (handle := self._jobs.get(effect.job)) is not None:
-                    if effect.accums:
-                        self._merges.append(effect.accums)
-                    handle.deliver(effect.partition, effect.result)
+                    handle.deliver(effect.partition, effect.result, effect.accums)
+            case WithdrawResults():
+                if (handle := self._jobs.get(effect.job)) is not None:
+                    handle.withdraw()
             case FinishJob():
                 if (handle := self._jobs.get(effect.job)) is not None:
+                    self._merges += handle.take_updates()
                     handle.finish(effect.failure)
             case MergeAccums():
                 self._merges.append(effect.accums)

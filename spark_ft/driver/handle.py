@@ -3,14 +3,16 @@
 The I/O thread delivers; whichever thread submitted the job waits and unpickles, so that user
 code in a ``__setstate__`` or an accumulator never runs where it could stop the engine.
 
-- At most one result per partition is handed on, and none after the end.
+- At most one result per partition is handed on, and none after the end; all at once, so that until then
+  they can be taken back (BL-5).
 - ``failure`` is set at most once; a job without one has every result.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spark_ft import closures
@@ -45,6 +47,8 @@ _KINDS: dict[str, type[JobError]] = {
     "RESULT_NOT_SERIALIZABLE": TaskFailed,
 }
 
+Updates = tuple[tuple[int, bytes], ...]
+
 _LINE_MAX = 200  # characters of an attempt's failure; the whole text stands above it
 
 
@@ -73,8 +77,12 @@ def _first_line(text: str) -> str:
     return f"{line[:_LINE_MAX]} ..." if more or len(line) > _LINE_MAX else line
 
 
+class _WithdrawnError(Exception):
+    """The results were taken back while they were being read."""
+
+
 class JobHandle:
-    """A job under way.  ``result()`` and iteration belong to the submitting thread."""
+    """A job under way.  ``result()`` belongs to the submitting thread."""
 
     def __init__(
         self,
@@ -94,6 +102,8 @@ class JobHandle:
         self._result_lost, self._settle, self._close = result_lost, settle, close
         self._max_result_bytes = max_result_bytes
         self._results: dict[int, InlineResult | StoredResult] = {}
+        self._updates: list[Updates] = []  # of accumulators, until the job has ended
+        self._withdrawals = 0  # how often all results were taken back
         self._bytes: dict[int, int] = {}  # of each result, also of those that have been handed on
         self._total_bytes = 0
         self._failure: JobFailure | None = None
@@ -102,12 +112,14 @@ class JobHandle:
 
     # --- I/O thread ---
 
-    def deliver(self, partition: int, result: InlineResult | StoredResult) -> None:
+    def deliver(self, partition: int, result: InlineResult | StoredResult, updates: Updates = ()) -> None:
         size = len(result.payload) if isinstance(result, InlineResult) else result.block.size_bytes
         with self._changed:
             if self._failure is not None:
                 return
             self._results[partition] = result
+            if updates:
+                self._updates.append(updates)
             self._total_bytes += size - self._bytes.get(partition, 0)  # one that was lost comes again
             self._bytes[partition] = size
             if 0 < self._max_result_bytes < self._total_bytes:
@@ -120,6 +132,22 @@ class JobHandle:
                 self._results.clear()
                 self._cancel(self.job_id, "its results are larger than spark.driver.maxResultSize")
             self._changed.notify_all()
+
+    def withdraw(self) -> None:
+        """All results so far were built from data that has been rolled back (BL-5): they come again."""
+        with self._changed:
+            self._withdrawals += 1
+            self._results.clear()
+            self._updates.clear()
+            self._bytes.clear()
+            self._total_bytes = 0
+            self._changed.notify_all()
+
+    def take_updates(self) -> list[Updates]:
+        """Accumulator updates of the results that count, once."""
+        with self._changed:
+            updates, self._updates = self._updates, []
+            return updates
 
     def finish(self, failure: JobFailure | None) -> None:
         with self._changed:
@@ -144,33 +172,33 @@ class JobHandle:
                 while not self._done:
                     self._changed.wait()
             self._settle()
-            return [self._take(partition) for partition in self._partitions]
+            while True:
+                with contextlib.suppress(_WithdrawnError):
+                    withdrawals = self._withdrawals
+                    return [self._take(partition, withdrawals) for partition in self._partitions]
         except KeyboardInterrupt:
             self.cancel("interrupted by the user")
             raise
         finally:
             self._close(self.job_id)
 
-    def __iter__(self) -> Iterator[Any]:
-        """Answers in the order of the partitions asked for, each as soon as it is there."""
-        try:
-            for partition in self._partitions:
-                yield self._take(partition)
-            self._settle()
-        except KeyboardInterrupt:
-            self.cancel("interrupted by the user")
-            raise
-        finally:
-            self._close(self.job_id)
+    def _take(self, partition: int, withdrawals: int) -> Any:
+        """One partition's answer; a stored one that cannot be read is computed again.
 
-    def _take(self, partition: int) -> Any:
-        """One partition's answer; a stored one that cannot be read is computed again."""
+        Raises _WithdrawnError when what has been taken till now is to be taken anew: answers of before
+        and after a withdrawal never meet."""
         while True:
             with self._changed:
-                while partition not in self._results and not (self._done and self._failure):
+                while (
+                    partition not in self._results
+                    and withdrawals == self._withdrawals
+                    and not (self._done and self._failure)
+                ):
                     self._changed.wait()
                 if self._failure is not None:
                     raise job_error(self._failure)
+                if withdrawals != self._withdrawals:
+                    raise _WithdrawnError
                 result = self._results.pop(partition)
             if isinstance(result, InlineResult):
                 return _unpickle(result.payload)

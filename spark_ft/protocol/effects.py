@@ -70,6 +70,7 @@ class JobSubmitted:
     group: str | None = None
     tags: frozenset[str] = frozenset()
     properties: Mapping[str, str] = field(default_factory=dict)
+    final: bool = False  # what a task of it has done is out in the world when it ends, as with foreach
 
 
 @record
@@ -240,6 +241,14 @@ class DeliverResult:
 
 
 @record
+class WithdrawResults:
+    """What was delivered of a job rests on data that has been rolled back: forget all of it, with its
+    accumulator updates unless the job had ended.  Every partition is delivered again (BL-5)."""
+
+    job: JobId
+
+
+@record
 class MergeAccums:
     """Apply a map task's accumulator updates; once per (shuffle output, partition)."""
 
@@ -382,7 +391,7 @@ class WatchProcess:
 
 Effect = (
     Send | SendBlob | ClosePeer | Note
-    | DeliverResult | MergeAccums | FinishJob
+    | DeliverResult | WithdrawResults | MergeAccums | FinishJob
     | SpawnExecutor | KillProcess | DropStores
     | RunTask | InterruptTask | LoadBlob | Forget | LearnHosts | Exit
     | Measure | Connect | WatchProcess

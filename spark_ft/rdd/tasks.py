@@ -131,12 +131,18 @@ class ReduceValues(_WithFunction):
 
 
 class ForEach(_WithFunction):
+    """What it has done to the world cannot be taken back: ``final`` (see JobSubmitted)."""
+
+    final = True
+
     def __call__(self, partition: int, records: Iterator[Any]) -> None:
         deque(fuse([(MAP, self.function)], records), maxlen=0)
 
 
 class ForEachPartition(_WithFunction):
     """What the function returns is drained if it can be, and ignored."""
+
+    final = True
 
     def __call__(self, partition: int, records: Iterator[Any]) -> None:
         result = self.function(records)

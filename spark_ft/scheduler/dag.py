@@ -12,15 +12,16 @@ Invariants
   * a map stage's unfinished tasks are exactly its shuffle's missing outputs (S16).
   * tasks of a stage are OPEN only while every output of every parent is available (S5).
   * job.active and stage.jobs mirror each other; ``readers`` is the inverse of active stages' parents (S28).
-  * a job ends once, delivers each partition at most once and nothing after its end (S1-S4).
+  * a job ends once, delivers each partition at most once and nothing after its end (S1-S4); results that
+    are taken back never were delivered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from spark_ft.ids import BlobId, HostId, Incarnation, JobId, NodeId, ShuffleId, StageId
-from spark_ft.protocol.effects import DeliverResult, FinishJob, JobFailure, JobSubmitted
+from spark_ft.ids import BlobId, Generation, HostId, Incarnation, JobId, NodeId, ShuffleId, StageId
+from spark_ft.protocol.effects import DeliverResult, FinishJob, JobFailure, JobSubmitted, WithdrawResults
 from spark_ft.protocol.messages import InlineResult, StoredResult
 from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks, common, survey
@@ -44,12 +45,14 @@ class Job:
         self.shape = event.shape
         self.blob, self.shuffle_blobs = event.blob, event.shuffle_blobs
         self.result = result
+        self.final = event.final
         self.partitions = frozenset(event.partitions)
         assert len(self.partitions) == len(event.partitions), "a partition was asked for twice"
         self.active: dict[StageId, Stage] = {}
         self.delivered: set[int] = set()
         self.merged: set[int] = set()  # partitions whose accumulator updates have been handed out
-        self.sources: set[ShuffleId] = set()  # shuffles from whose current generation a result was built
+        self.settled = False  # it has ended well once: what was handed out till then stays merged
+        self.sources: dict[ShuffleId, Generation] = {}  # what the delivered results were built from
         self.stored = False  # some result lies in a store: it may be lost before it is read
         self.tainted = False  # a shuffle that its results were built from has been rolled back since
         self.losses: dict[int, int] = {}
@@ -104,6 +107,7 @@ class Dag:
         """The one end of a job: what only it needed is broken off."""
         del self.jobs[job.id]
         self.unpinned = True
+        job.settled = failure is None
         if failure is None and job.stored:
             self.held[job.id] = job
         for stage in list(job.active.values()):
@@ -131,19 +135,40 @@ class Dag:
         if self.held.pop(job_id, None) is not None:
             self.jobs[job_id] = job
         losses = job.losses[partition] = job.losses.get(partition, 0) + 1
-        if job.tainted:
-            what = "a result was lost after data that the others were built from had been rolled back"
-            self.end_job(job, JobFailure("INDETERMINATE_OUTPUT_ROLLBACK", what, job.result.id, partition))
-        elif losses > _RESULT_LOSSES_MAX:
+        if losses > _RESULT_LOSSES_MAX:
             what = f"the result of partition {partition} was lost {losses} times: {text}"
             self.end_job(job, JobFailure("RESULT_LOST", what, job.result.id, partition))
+        elif job.tainted:
+            self.take_back(job, "a result was lost after data that the others were built from had changed")
         else:
-            job.delivered.discard(partition)
-            if job.result.tasks is None:
-                self._want(job.result, [job])
-            else:
-                job.result.tasks.add(partition)
-                self.mark(job.result)
+            self._deliver_again(job, [partition])
+
+    def take_back(self, job: Job, why: str) -> None:
+        """Its results were built from data that is no more.  The engine holds them still: they are forgotten
+        and computed again, all of them (R3).  Of a final job they have left the engine: it fails."""
+        if job.final:
+            text = (
+                f"{why}. Make the functions before the shuffle deterministic, or checkpoint their result "
+                "before an action with side effects."
+            )
+            self.end_job(job, JobFailure("INDETERMINATE_OUTPUT_ROLLBACK", text, job.result.id))
+            return
+        self._turn.note("results_withdrawn", job=job.id, partitions=sorted(job.delivered))
+        self._turn.out.append(WithdrawResults(job.id))
+        job.sources.clear()
+        job.tainted = job.stored = False
+        if not job.settled:
+            job.merged.clear()
+        self._deliver_again(job, sorted(job.delivered))
+
+    def _deliver_again(self, job: Job, partitions: Iterable[int]) -> None:
+        job.delivered.difference_update(partitions)
+        if job.result.tasks is None:
+            self._want(job.result, [job])
+            return
+        for partition in partitions:
+            job.result.tasks.add(partition)
+        self.mark(job.result)
 
     # --- Stages begin and end ---
 
@@ -426,7 +451,7 @@ class Dag:
         """Hand one result out; its accumulator updates only the first time."""
         assert partition not in job.delivered
         job.delivered.add(partition)
-        job.sources.update(shuffle for shuffle, _ in reads)
+        job.sources.update(reads)
         job.stored = job.stored or isinstance(result, StoredResult)
         if partition in job.merged:
             accums = ()

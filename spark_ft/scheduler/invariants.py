@@ -36,6 +36,11 @@ def _check_jobs(core: SchedulerCore) -> None:
             assert dag.active.get(id) is stage and stage.jobs.get(job.id) is job, "S28"
         pending = {p for p, task in job.result.tasks.tasks.items() if task.state is not State.DONE}
         assert pending == job.partitions - job.delivered, "S2: what is missing is what is being computed"
+        assert not job.tainted, "S17: results built on what was rolled back are held as if they counted"
+        for shuffle, generation in job.sources.items():
+            assert core.outputs[shuffle].generation == generation, (
+                "S17: a result of a generation that is gone"
+            )
     for job in dag.held.values():
         assert job.delivered == job.partitions and not job.active, "S3"
 

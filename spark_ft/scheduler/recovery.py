@@ -11,11 +11,13 @@ An output that comes back with other bytes than recorded is not proved the same.
   nobody has read the old one        the new one takes its place
   only running tasks may have read   they are started again
   a finished task has read it        rollback: the shuffle's generation is bumped, and every output, cached
-                                       partition and running task built on the old one goes with it (S17)
+                                       partition, running task and held result built on the old one goes
+                                       with it (S17); a job whose results have left the engine fails
 
 Invariants
   * no task that counts reads a generation that is not current (S6).
-  * after a rollback no held output or cached partition has an older generation under it (S17).
+  * after a rollback no held output, cached partition or result of a live job has an older generation
+    under it (S17).
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from spark_ft.ids import HostId, ShuffleId
-from spark_ft.protocol.effects import JobFailure
 from spark_ft.protocol.messages import BlockRef, DropBlocks, MapStatus
 from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks, Key
@@ -100,7 +101,7 @@ class Recovery:
 
     def rollback(self, shuffle: ShuffleId, map_index: int) -> None:
         """The output of ``map_index`` changed under finished readers: begin a new generation, and undo all
-        that was built on the old one.  Linear in what is held.  A job with results delivered fails."""
+        that was built on the old one, results that are still held included.  Linear in what is held."""
         spoilt: dict[ShuffleId, None] = {shuffle: None}
         work = [shuffle]
         while work:
@@ -114,12 +115,11 @@ class Recovery:
             self._restart_readers(spoilt_shuffle)
             self._undo(spoilt_shuffle, cause=shuffle, map_index=map_index)
         for job in [job for job in self._dag.jobs.values() if job.tainted]:
-            text = (
+            why = (
                 f"output {map_index} of shuffle {shuffle} was lost and came out different when it was "
-                "computed again, after results built on the old one had been delivered. Make the functions "
-                "before the shuffle deterministic, or checkpoint their result."
+                "computed again, after tasks that had read the old one had ended"
             )
-            self._dag.end_job(job, JobFailure("INDETERMINATE_OUTPUT_ROLLBACK", text, job.result.id))
+            self._dag.take_back(job, why)
 
     def _drop_cached(self, spoilt: Iterable[ShuffleId]) -> None:
         """No executor may keep what was built from these, told of or not."""
@@ -134,7 +134,7 @@ class Recovery:
     def _taint(self, spoilt: Iterable[ShuffleId]) -> None:
         """Results that were built from these are whole, but no other can be added to them any more."""
         for job in [*self._dag.jobs.values(), *self._dag.held.values()]:
-            job.tainted = job.tainted or not job.sources.isdisjoint(spoilt)
+            job.tainted = job.tainted or not job.sources.keys().isdisjoint(spoilt)
 
     def _undo(self, shuffle: ShuffleId, cause: ShuffleId, map_index: int) -> None:
         outputs = self._outputs[shuffle]

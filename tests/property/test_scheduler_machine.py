@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from spark_ft.ids import BlobId, Generation, HostId, Incarnation, JobId, NodeId, ShuffleId
-from spark_ft.protocol.effects import PeerGone, Released, ResultLost, Send
+from spark_ft.protocol.effects import Effect, PeerGone, Released, ResultLost, Send, WithdrawResults
 from spark_ft.protocol.messages import (
     BlockRef,
     CachedBlock,
@@ -77,6 +77,7 @@ class World(Stand):
         self.job_of_blob: dict[BlobId, JobId] = {}
         self.targets: dict[BlobId, NodeId] = {}
         self.submitted: set[NodeId] = set()
+        self.final: set[JobId] = set()
         self.floor = 0  # nodes of earlier programs are below
         self.workers = 0
 
@@ -109,6 +110,11 @@ class World(Stand):
     def host_gone(self, host: str) -> None:
         for key in [k for k, (where, _, _) in self.disk.items() if where == host]:
             del self.disk[key]
+
+    def _perform(self, effect: Effect) -> None:
+        super()._perform(effect)
+        if isinstance(effect, WithdrawResults):
+            self.reads.pop(effect.job, None)
 
     def _sent(self, to: Incarnation, message: Any) -> None:
         super()._sent(to, message)
@@ -363,7 +369,10 @@ class History:
         world.targets[BlobId(job)] = target
         world.job_of_blob[BlobId(job)] = job
         world.submitted.update(world.lineage.shape(target).nodes)
-        world.submit(world.lineage, target, chosen, pool=rng.choice("ab"))
+        final = rng.random() < 0.2
+        if final:
+            world.final.add(job)
+        world.submit(world.lineage, target, chosen, pool=rng.choice("ab"), final=final)
 
     def cancel(self, rng: Random) -> None:
         if self.world.core.dag.jobs:
@@ -578,6 +587,8 @@ class History:
         for job, failure in world.finished.items():
             if failure is not None:
                 assert failure.condition in NAMED, failure
+                taken_back = failure.condition != "INDETERMINATE_OUTPUT_ROLLBACK"
+                assert taken_back or job in world.final, "BL-5: results that are held are taken back"
                 continue
             whole: Content = {}
             for content in world.reads.get(job, {}).values():

@@ -369,15 +369,73 @@ def test_BL_5_a_changed_output_that_nobody_finished_with_just_replaces_the_old_o
     assert stand.starts(shuffle) == {0: 2, 1: 1, 2: 1, 3: 1}
 
 
-def test_BL_5_results_delivered_from_an_output_that_changed_are_an_error_by_name() -> None:
+def test_BL_5_results_that_have_left_the_engine_when_an_output_changes_are_an_error_by_name() -> None:
     stand = Stand(executors=2)
     lineage, shuffle = wide(stand, reduces=3)
-    job = stand.submit(lineage, lineage.read(shuffle))
+    job = stand.submit(lineage, lineage.read(shuffle), final=True)
     to_the_reduce_side(stand)
     stand.succeed(stand.one(0))
     lose_and_rebuild(stand, shuffle, stand.one(1), 0)
     assert stand.failure(job).condition == "INDETERMINATE_OUTPUT_ROLLBACK"
     assert current_generation(stand, shuffle) == 1, "S17: in the same step"
+    assert not stand.withdrawn
+
+
+def test_BL_5_a_final_job_none_of_whose_tasks_has_ended_goes_on() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand, reduces=3)
+    job = stand.submit(lineage, lineage.read(shuffle), final=True)
+    to_the_reduce_side(stand)
+    lose_and_rebuild(stand, shuffle, stand.one(1), 0)
+    stand.kill_answers()
+    stand.run(job)
+    assert stand.finished[job] is None
+
+
+def test_BL_5_results_that_are_still_held_are_taken_back_and_computed_again() -> None:
+    stand = Stand(executors=2)
+    lineage, shuffle = wide(stand, reduces=3)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    stand.succeed(stand.one(0), accums=((1, b"old"),))
+    lose_and_rebuild(stand, shuffle, stand.one(1), 0)
+    assert stand.withdrawn == {job: 1} and current_generation(stand, shuffle) == 1
+    assert stand.core.outputs[shuffle].missing == 4, "S17: nothing of the old generation is used"
+    stand.kill_answers()
+    while job not in stand.finished:
+        task = stand.running()[0]
+        if not task.is_map:
+            assert {read.generation for read in task.message.inputs} == {1}, "S6"
+        stand.succeed(task, accums=() if task.is_map else ((1, b"new %d" % task.partition),))
+    assert stand.finished[job] is None and sorted(stand.results[job]) == [0, 1, 2]
+    assert stand.starts(shuffle) == {0: 3, 1: 2, 2: 2, 3: 2}, "R3: the stage once more, whole"
+    assert stand.starts() == {0: 2, 1: 2, 2: 2}
+    assert sorted(payload for ((_, payload),) in stand.accums) == [b"new 0", b"new 1", b"new 2"], "S20"
+    stand.core.assert_idle()
+
+
+def test_BL_5_stored_results_of_an_ended_job_are_taken_back_when_one_is_lost_after_a_rollback() -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    shuffle = lineage.shuffle(lineage.source(2), 2)
+    target = lineage.read(shuffle)
+    job = stand.submit(lineage, target)
+    to_the_reduce_side(stand)
+    for task in stand.running():
+        ref = BlockRef(HostId("h0"), task.executor, 0, b"r")
+        stand.end(task, Success(result=StoredResult(ref)), accums=((1, b"%d" % task.partition),))
+    assert stand.finished.pop(job) is None and job in stand.core.dag.held
+    other = stand.submit(lineage, target)
+    lose_and_rebuild(stand, shuffle, stand.one(0), 0)
+    stand.kill_answers()
+    stand.run(other)
+    assert not stand.withdrawn, "its results are whole and may yet be read"
+    stand.do(ResultLost(job, 1, "gone"))
+    assert stand.withdrawn == {job: 1}
+    stand.run(job)
+    assert stand.finished[job] is None and sorted(stand.results[job]) == [0, 1]
+    assert sorted(payload for ((_, payload),) in stand.accums) == [b"0", b"1"], (
+        "S20: merged with its first end"
+    )
 
 
 def test_BL_5_everything_built_on_an_output_that_changed_is_rolled_back() -> None:
@@ -436,6 +494,39 @@ def test_BL_6_an_output_of_an_older_generation_is_not_taken() -> None:
     stand.succeed(old)
     assert stand.core.outputs[second].missing == 2
     assert stand.kinds()["ended_after_kill"] == 1
+
+
+def test_BL_6_a_result_of_an_older_generation_is_not_taken() -> None:
+    stand = Stand(executors=3)
+    lineage, shuffle = wide(stand, reduces=3)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    stand.succeed(stand.one(0))
+    old = stand.one(2)
+    lose_and_rebuild(stand, shuffle, stand.one(1), 0)
+    stand.succeed(old)
+    assert stand.results[job] == {} and stand.kinds()["ended_after_kill"] == 1
+    stand.run(job)
+    assert stand.finished[job] is None and stand.starts() == {0: 2, 1: 2, 2: 2}
+
+
+def test_BL_7_a_rollback_reaches_every_live_job_through_all_that_was_built_on_it() -> None:
+    lineage, stand = Lineage(), Stand(executors=4)
+    first = lineage.shuffle(lineage.source(2), 2)
+    second = lineage.shuffle(lineage.read(first), 2)
+    left, right = lineage.read(second), lineage.map(lineage.read(second))
+    a, b = stand.submit(lineage, left), stand.submit(lineage, right)
+    while len(stand.results[a]) + len(stand.results[b]) < 2:
+        task = next(t for t in stand.running() if t.is_map or t.partition == 0)
+        stand.succeed(task)
+    assert stand.results[a].keys() == stand.results[b].keys() == {0}
+    for reader in stand.running():
+        stand.fetch_failed(reader, 0)
+    lose_and_rebuild(stand, first, stand.one(0), 0)
+    stand.kill_answers()
+    stand.run(a, b)
+    assert stand.finished == {a: None, b: None} and stand.withdrawn == {a: 1, b: 1}
+    assert current_generation(stand, first) == current_generation(stand, second) == 1
 
 
 def test_BL_7_a_finished_job_is_untouched_when_its_shuffle_changes_under_a_later_one() -> None:
