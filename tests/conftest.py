@@ -54,7 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     asked = config.getoption("-m") or ""
-    left_out = [item for item in items if any(mark in item.keywords and mark not in asked for mark in _APART)]
+    apart = [mark for mark in _APART if mark not in asked]
+    left_out = [item for item in items if any(map(item.get_closest_marker, apart))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
