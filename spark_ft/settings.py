@@ -115,6 +115,7 @@ class Settings:
     app_name: str = _key("spark.app.name", "pyspark-shell", str, "shown to people")
     app_id: str = _key("spark.app.id", "", str, "identity across driver restarts; drawn when empty")
     local_dir: str = _key("spark.local.dir", "", _path, "scratch; the system's temporary directory when empty")
+    advertise_directory: str = _key("spark.ft.advertise.directory", "", _path, "of ipc sockets, as others find it; as bound when empty")
     log_level: str = _key("spark.log.level", "WARN", str.upper, "of the engine's log on stderr")
     default_parallelism: int = _key("spark.default.parallelism", 0, _whole, "reduce partitions; 0: not set", least=0)
 

@@ -31,6 +31,7 @@ from spark_ft.protocol.effects import PeerGone, Received, ResourcesGranted
 from spark_ft.protocol.messages import AssignExecutors, ExecutorsUnavailable, RegisterApp
 from spark_ft.settings import Settings, environment
 from spark_ft.transport.host import Host
+from spark_ft.transport.sockets import advertised
 
 MEMORY_MIN_BYTES = 64 << 20  # of an executor that shares what the driver was given
 STOP_S = 1.0  # from asking to SIGKILL
@@ -162,6 +163,10 @@ class LocalCluster:
         assert self._scratch is not None, "make_scratch comes first"
         return self._scratch.endpoint(name)
 
+    def advertised(self, endpoint: str) -> str:
+        """Where others find a socket of this process that is bound there."""
+        return advertised(endpoint, self._settings.advertise_directory)
+
     # --- The start -----------------------------------------------------------------------------
 
     def start(self, host: Host, me: Incarnation, app: AppId, token: bytes, scratch: Path) -> None:
@@ -169,14 +174,16 @@ class LocalCluster:
         self._host, self._me, self._app, self._token = host, me, app, token
         layout = self.layout
         self._pairs = {key: str(value) for key, value in self._settings.extra.items()}
-        wish = (app, me, host.endpoint, os.getpid())
+        self._driver_endpoint = self.advertised(host.endpoint)
+        wish = (app, me, self._driver_endpoint, os.getpid())
         each = (layout.slots, layout.memory_bytes, self._pairs)
         self._assignment = AssignExecutors(*wish, self.expected_executors, *each)
         if self._manager is not None:
-            self._manager_endpoint = _fixed(self.endpoint("manager"))
+            bound = _fixed(self.endpoint("manager"))
+            self._manager_endpoint = self.advertised(bound)
             manager = ManagerConfig(
                 self._manager.me,
-                self._manager_endpoint,
+                bound,
                 str(scratch),
                 token.hex(),
                 os.getpid(),
@@ -192,7 +199,7 @@ class LocalCluster:
         host.post(ResourcesGranted(self.expected_executors))
 
     def _configure(self, worker: _Process) -> None:
-        assert self._scratch is not None and self._host is not None
+        assert self._scratch is not None
         layout, managed = self.layout, self._manager
         root = self._scratch.host_root(HostId(worker.host))
         roots = {worker.host: str(root)}
@@ -206,7 +213,7 @@ class LocalCluster:
             scratch=str(self._scratch.path),
             token=self._token.hex(),
             granter=self._me if managed is None else managed.me,
-            granter_endpoint=self._host.endpoint if managed is None else self._manager_endpoint,
+            granter_endpoint=self._driver_endpoint if managed is None else self._manager_endpoint,
             has_manager=managed is not None,
             data_endpoint=self.endpoint(f"{worker.host}-{worker.me[-4:]}"),
             cores=layout.executors * layout.slots,

@@ -55,6 +55,7 @@ from spark_ft.storage.blocks import StoreReader, serve
 from spark_ft.storage.gc import collect_garbage, seal
 from spark_ft.transport.blocks import BlockServer
 from spark_ft.transport.host import Host
+from spark_ft.transport.sockets import advertised
 
 PROBE_TIMEOUT_S = 10.0
 
@@ -139,7 +140,7 @@ class _Worker:
             granter,
             settings,
             has_manager=config.has_manager,
-            data_endpoint=self._server.endpoint,
+            data_endpoint=advertised(self._server.endpoint, settings.advertise_directory),
             root=config.root,
         )
         self._host = Host(

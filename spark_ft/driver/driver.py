@@ -138,7 +138,7 @@ class Driver:
         try:
             self._server.start()
             self._hosts[DRIVER_HOST] = self._server.endpoint
-            self._core.learn_hosts({DRIVER_HOST: self._server.endpoint})
+            self._core.learn_hosts({DRIVER_HOST: self.cluster.advertised(self._server.endpoint)})
             about = {"app": self.app_id, "name": settings.app_name, "pid": os.getpid()}
             self._note("application_start", about)
             self.cluster.start(self._host, self.me, self.app_id, self._token, self.scratch)

@@ -55,6 +55,15 @@ def endpoint_in(directory: Path, name: str) -> str:
     return f"ipc://{path}" if len(os.fsencode(path)) <= _IPC_PATH_MAX_BYTES else "tcp://127.0.0.1:*"
 
 
+def advertised(endpoint: str, directory: str) -> str:
+    """What others are told of a socket bound at ``endpoint``: the same name in ``directory``, if one is
+    set.  Whoever sets it sees to it that what is there leads here: a proxy, or the same directory as
+    another container sees it."""
+    if not directory or not endpoint.startswith("ipc://"):
+        return endpoint
+    return f"ipc://{directory}/{endpoint.rpartition('/')[2]}"
+
+
 class Net:
     """A ZeroMQ context and its sockets; to be used by one thread at a time."""
 

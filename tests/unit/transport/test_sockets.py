@@ -14,7 +14,7 @@ from spark_ft.errors import ClusterError, UsageError
 from spark_ft.protocol.effects import ResourcesGranted
 from spark_ft.protocol.messages import BeatAck
 from spark_ft.transport import sockets
-from spark_ft.transport.sockets import FULL, SENT, UNREACHABLE, Bell, Net, Waiter, endpoint_in
+from spark_ft.transport.sockets import FULL, SENT, UNREACHABLE, Bell, Net, Waiter, advertised, endpoint_in
 from tests.unit.transport.hosting import Node, Recorder, echo, in_child, open_fds, pair, running, until
 
 
@@ -197,3 +197,10 @@ def test_a_net_that_nobody_closed_is_kept_rather_than_closed_by_the_collector(tm
     for net in [net for net in sockets._nets if any(s.endpoint == endpoint for s in net._sockets)]:
         net.close()
     assert os.listdir(tmp_path) == []
+
+
+def test_others_are_told_of_a_socket_by_its_name_in_the_advertised_directory() -> None:
+    bound = "ipc:///tmp/spark-ft-app/c/driver"
+    assert advertised(bound, "/proxy") == "ipc:///proxy/driver"
+    assert advertised(bound, "") == bound
+    assert advertised("tcp://127.0.0.1:4040", "/proxy") == "tcp://127.0.0.1:4040"
