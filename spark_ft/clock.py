@@ -28,6 +28,11 @@ def wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def thread_cpu_s(ident: int) -> float:
+    """CPU seconds so far of one live thread of this process."""
+    return time.clock_gettime(time.pthread_getcpuclockid(ident))
+
+
 def cpu_s() -> float:
     """CPU seconds of this process so far."""
     return time.process_time()

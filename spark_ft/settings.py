@@ -144,6 +144,8 @@ class Settings:
     speculation_min_s: float = _key("spark.speculation.minTaskRuntime", 0.1, _milliseconds, "shortest worth it", least=0)
     speculation_min_finished: int = _key("spark.ft.speculation.minFinished", 10, _whole, "tasks done before any", least=1)
     kill_grace_s: float = _key("spark.ft.task.killGrace", 2.0, seconds, "from SIGINT to SIGKILL", least=0)
+    stall_timeout_s: float = _key("spark.ft.task.stallTimeout", 60.0, seconds, "no progress, no CPU: stalled; 0: never", least=0)
+    task_timeout_s: float = _key("spark.ft.task.timeout", 0.0, seconds, "a longer attempt has failed; 0: none", least=0)
     prefetch_tasks: int = _key("spark.ft.task.prefetch", 1, _whole, "attempts queued behind a running one", least=0)
 
     # Liveness

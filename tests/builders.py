@@ -67,6 +67,7 @@ from spark_ft.protocol.messages import (
     Message,
     Success,
     TaskEnd,
+    TaskProgress,
     TaskUpdates,
     UserError,
     WorkerBeat,
@@ -222,9 +223,15 @@ class Stand:
         return self.do(Tick(), after_s)
 
     def pass_time(
-        self, seconds: float, silent: Iterable[str] = (), cpu_s: Mapping[str, float] | None = None
+        self,
+        seconds: float,
+        silent: Iterable[str] = (),
+        cpu_s: Mapping[str, float] | None = None,
+        stuck: Iterable[str] = (),
     ) -> None:
-        """Time goes by in small steps; everyone alive beats, save the silent."""
+        """Time goes by in small steps; everyone alive beats, save the silent.  Tasks get on, save those of
+        the stuck."""
+        unmoved = {Incarnation(name) for name in stuck}
         quiet = {Incarnation(name) for name in silent}
         end_s = self.now_s + seconds
         while self.now_s < end_s - 1e-9:
@@ -239,8 +246,13 @@ class Stand:
                 self.tell(worker.id, WorkerBeat(0, tuple(vouched)))
             for executor in list(self.core.executors.live.values()):
                 if executor.id not in quiet:
-                    self.tell(executor.id, ExecutorBeat(0))
+                    used_s = 0.0 if executor.id in unmoved else self.now_s
+                    self.tell(executor.id, ExecutorBeat(0, self._progress(executor.id, used_s)))
             self.tick()
+
+    def _progress(self, executor: Incarnation, cpu_s: float) -> tuple[TaskProgress, ...]:
+        open = [task for task in self.open.values() if task.executor == executor]
+        return tuple(TaskProgress(task.task, cpu_s=cpu_s) for task in open)
 
     def add_worker(self, host: str, name: str = "") -> Incarnation:
         id = Incarnation(name or f"worker-{host}")

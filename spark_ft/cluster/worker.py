@@ -29,6 +29,7 @@ from typing import cast
 
 from spark_ft.ids import AppId, HostId, Incarnation
 from spark_ft.protocol.effects import (
+    AskStacks,
     ChildExited,
     ChildrenSeen,
     ChildSpawned,
@@ -45,14 +46,17 @@ from spark_ft.protocol.effects import (
     Received,
     Send,
     SpawnExecutor,
+    StacksDumped,
     WatchProcess,
 )
 from spark_ft.protocol.messages import (
     AppReleased,
     AssignExecutors,
     DropShuffles,
+    DumpStacks,
     ExecutorExited,
     ExecutorSpawned,
+    ExecutorStacks,
     ExecutorStopped,
     ExecutorsUnavailable,
     Fenced,
@@ -156,6 +160,10 @@ class WorkerCore:
                 app = self._app_of(executor)
                 if app is not None:
                     out.append(Send(app.assignment.driver, ExecutorStopped(executor, stopped)))
+            case StacksDumped(executor, text):
+                app = self._app_of(executor)
+                if app is not None:
+                    out.append(Send(app.assignment.driver, ExecutorStacks(executor, text)))
             case ChildrenSeen():
                 self._seen(event, now_s, out)
             case PeerGone(peer, why):
@@ -197,6 +205,10 @@ class WorkerCore:
                 if found is not None and found.assignment.driver == sender:
                     out.append(Note("executor_killed_on_request", {"executor": executor, "why": why}))
                     out.append(KillProcess(executor, SIGKILL))
+            case DumpStacks(executor):
+                found = self._app_of(executor)
+                if found is not None and found.assignment.driver == sender:
+                    out.append(AskStacks(executor))
             case DropShuffles(fingerprints):
                 out.append(DropStores(fingerprints=tuple(fingerprints)))
             case WorkerRegistered():

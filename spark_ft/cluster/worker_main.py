@@ -28,11 +28,13 @@ from spark_ft.cluster.scratch import Scratch, collect_leftovers
 from spark_ft.cluster.worker import SIGKILL, WorkerCore
 from spark_ft.errors import RemoteProtocolError
 from spark_ft.executor import main as executor_main
+from spark_ft.executor import stacks
 from spark_ft.executor.slots import marks_path, read_marks
 from spark_ft.ids import HostId, Incarnation
 from spark_ft.log import get_logger, set_level
 from spark_ft.protocol import codec
 from spark_ft.protocol.effects import (
+    AskStacks,
     ChildExited,
     ChildrenSeen,
     ChildSpawned,
@@ -47,6 +49,7 @@ from spark_ft.protocol.effects import (
     PeerGone,
     Received,
     SpawnExecutor,
+    StacksDumped,
     WatchProcess,
 )
 from spark_ft.protocol.messages import AssignExecutors, ExecutorExited, MapStatus
@@ -155,6 +158,7 @@ class _Worker:
         self._actions: dict[type, Callable[[Any], None]] = {
             SpawnExecutor: self._spawn,
             KillProcess: self._kill,
+            AskStacks: self._ask_stacks,
             DropStores: self._drop,
             Measure: self._measure,
             Connect: lambda effect: self._host.connect(effect.to, effect.endpoint),
@@ -245,6 +249,7 @@ class _Worker:
         marks = marks_path(self._ready_path(executor))
         running = read_marks(marks)
         marks.unlink(missing_ok=True)
+        stacks.stacks_path(self._ready_path(executor)).unlink(missing_ok=True)
         words = why or processes.tail(self._log_path(executor))
         end = ChildExited(executor, status, signal, words, (), registered, running)
         if any((self._root / part / executor).is_dir() for part in ("stores", "tmp")):
@@ -256,6 +261,13 @@ class _Worker:
         pid = self._pids.get(effect.executor)
         if pid is not None:
             self._children.signal(pid, effect.signal)
+
+    def _ask_stacks(self, effect: AskStacks) -> None:
+        def answer(text: str) -> None:
+            self._host.post(StacksDumped(effect.executor, text))
+
+        path = stacks.stacks_path(self._ready_path(effect.executor))
+        stacks.ask(self._pids.get(effect.executor, -1), path, answer)
 
     # --- After an executor's death -----------------------------------------------------------------
 

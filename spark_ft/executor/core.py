@@ -296,7 +296,7 @@ class ExecutorCore:
         self._beat += 1
         self._beats.append((self._beat, now_s))
         self._beat_at_s = now_s + self._settings.heartbeat_interval_s
-        running = tuple((task, records) for task, records in seen.running if task in self._running)
+        running = tuple(progress for progress in seen.running if progress.task in self._running)
         out.append(Send(self._driver, ExecutorBeat(self._beat, running, seen.cpu_s, seen.rss_anon_bytes)))
 
     # --- Time --------------------------------------------------------------------------------

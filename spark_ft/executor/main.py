@@ -27,7 +27,9 @@ from typing import Any, NoReturn
 from spark_ft import closures, failpoints
 from spark_ft.clock import BootClock, cpu_s
 from spark_ft.executor.core import ExecutorCore
+from spark_ft.executor.progress import Meter
 from spark_ft.executor.slots import Slots, marks_path, open_marks
+from spark_ft.executor.stacks import answer_requests, stacks_path
 from spark_ft.executor.task import TaskRunner
 from spark_ft.executor.versions import versions
 from spark_ft.ids import HostId, Incarnation
@@ -111,6 +113,8 @@ class _Executor:
             max_message_bytes=settings.max_message_bytes,
             on_error=_failed,
         )
+        self._slot_count = spec["slots"]
+        answer_requests(stacks_path(self._ready_path))
         marks = open_marks(marks_path(self._ready_path), spec["slots"])
         self._slots = Slots(self._runner, self._host.post, spec["slots"], marks)
         self._host.connect(driver, spec["driver_endpoint"])
@@ -128,6 +132,7 @@ class _Executor:
 
     def serve(self) -> None:
         threading.Thread(target=self._host.run, name="executor-io", daemon=True).start()
+        self._meter = Meter(self._slot_count)
         self._slots.serve()
 
     # --- I/O thread ---
@@ -143,8 +148,7 @@ class _Executor:
 
     def _measure(self, effect: Measure) -> None:
         self._runner.tidy()
-        records = self._runner.progress()
-        running = tuple((task, records) for task in self._slots.running())
+        running = self._meter.read(self._slots.running(), self._runner.records)
         self._host.post(Progress(running, cpu_s(), _anonymous_bytes()))
 
 

@@ -90,7 +90,7 @@ class Slots:
         self._count = count
         self._changed = threading.Condition()
         self._queue: deque[RunTask] = deque()
-        self._running: set[TaskId] = set()
+        self._running: dict[TaskId, int] = {}  # the thread that runs it
         self._closed = False
         self._current: TaskId | None = None  # of the main thread, which alone writes it
         self._doomed: TaskId | None = None  # whom the last soft interrupt was meant for
@@ -120,9 +120,10 @@ class Slots:
                 self._doomed = task
                 signal.pthread_kill(self._main, signal.SIGINT)
 
-    def running(self) -> tuple[TaskId, ...]:
+    def running(self) -> dict[TaskId, int]:
+        """What runs now, and in which thread."""
         with self._changed:
-            return tuple(self._running)
+            return dict(self._running)
 
     def close(self) -> None:
         """Let ``serve`` return once the running attempts have ended; what waits is forgotten."""
@@ -172,7 +173,7 @@ class Slots:
     def _hand_over(self, slot: int, end: TaskEnd) -> RunTask | None:
         """End one attempt and begin the next in one word, when there is a next."""
         with self._changed:
-            self._running.discard(end.task)
+            self._running.pop(end.task, None)
             self._marks[slot] = NOTHING
             run = self._take(slot) if self._queue and not self._closed else None
             self._post(SlotEnded(end, None if run is None else _task(run)))
@@ -181,7 +182,7 @@ class Slots:
     def _take(self, slot: int) -> RunTask:
         run = self._queue.popleft()
         self._marks[slot] = _task(run)
-        self._running.add(_task(run))
+        self._running[_task(run)] = threading.get_ident()
         return run
 
     def _run(self, run: RunTask) -> TaskEnd:

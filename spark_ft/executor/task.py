@@ -25,7 +25,7 @@ from spark_ft.clock import perf_s
 from spark_ft.errors import BlockCorrupt, FetchError, StorageError
 from spark_ft.executor.env import Env, ProcessEnv, block_failed
 from spark_ft.executor.failures import UnpicklableResultError, reason_of, words_and_trace
-from spark_ft.ids import BlobId, HostId, Incarnation, NodeId
+from spark_ft.ids import BlobId, HostId, Incarnation, NodeId, TaskId
 from spark_ft.lineage.dependency import NarrowDependency, served
 from spark_ft.lineage.narrow import fuse
 from spark_ft.lineage.node import Node
@@ -73,7 +73,7 @@ class TaskRunner:
         self._results: dict[BlobId, list[BlockRef]] = {}
         self._kept: dict[NodeId, list[BlockRef]] = {}  # persisted partitions in our store
         self._lock = threading.RLock()
-        self._current: Env | None = None
+        self._current: dict[TaskId, Env] = {}
         broadcast.set_loader(Env(self._env, ()).read_block)
 
     # --- I/O thread ---
@@ -100,10 +100,10 @@ class TaskRunner:
     def learn(self, hosts: LearnHosts) -> None:
         self._env.hosts.update({HostId(host): endpoint for host, endpoint in hosts.hosts.items()})
 
-    def progress(self) -> int:
-        """Records that the running task has read from shuffles so far."""
-        current = self._current
-        return current.record_count if current else 0
+    def records(self, task: TaskId) -> int:
+        """Records that this running task has read from shuffles so far."""
+        env = self._current.get(task)
+        return env.record_count if env else 0
 
     def tidy(self) -> None:
         """Let go of files that others have unlinked meanwhile: until then their space is taken."""
@@ -117,7 +117,7 @@ class TaskRunner:
     def run(self, run: RunTask) -> TaskEnd:
         launch = run.launch.tasks[run.index]
         attempt = _Attempt(self._env, run, self._lock)
-        self._current = attempt.env
+        self._current[launch.task] = attempt.env
         started_s = perf_s()
         accumulators.begin_task()
         try:
@@ -129,7 +129,7 @@ class TaskRunner:
             reason = reason_of(error)
         finally:
             TaskContext._set(None)
-            self._current = None
+            self._current.pop(launch.task, None)
         with self._lock:
             for held in attempt.cached:
                 if held.block is not None:

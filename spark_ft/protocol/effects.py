@@ -23,6 +23,7 @@ from spark_ft.protocol.messages import (
     Message,
     StoredResult,
     TaskEnd,
+    TaskProgress,
 )
 from spark_ft.records import record
 
@@ -157,6 +158,14 @@ class ChildrenSeen:
     free_bytes: int = 0
 
 
+@record
+class StacksDumped:
+    """Answers ``AskStacks``; see ExecutorStacks."""
+
+    executor: Incarnation
+    text: str
+
+
 # --- Events of the ExecutorCore, from the executor's own threads --------------------------------
 
 
@@ -177,10 +186,10 @@ class SlotEnded:
 
 @record
 class Progress:
-    """Answers ``Measure`` in an executor: records so far per running attempt, CPU seconds of the
-    process, anonymous memory in bytes."""
+    """Answers ``Measure`` in an executor: how far each running attempt is, CPU seconds of the process,
+    anonymous memory in bytes."""
 
-    running: tuple[tuple[TaskId, int], ...] = ()
+    running: tuple[TaskProgress, ...] = ()
     cpu_s: float = 0.0
     rss_anon_bytes: int = 0
 
@@ -188,7 +197,7 @@ class Progress:
 Event = (
     Received | PeerGone | Tick
     | JobSubmitted | CancelJobs | Released | ResourcesGranted | ResultLost | Stopping
-    | ChildSpawned | ChildExited | ChildStopped | ChildrenSeen
+    | ChildSpawned | ChildExited | ChildStopped | ChildrenSeen | StacksDumped
     | SlotStarted | SlotEnded | Progress
 )  # fmt: skip
 
@@ -306,6 +315,13 @@ class KillProcess:
 
 
 @record
+class AskStacks:
+    """Have a child write down where its threads stand."""
+
+    executor: Incarnation
+
+
+@record
 class DropStores:
     """Delete what nothing needs: all stores of ``app``, or segments whose every output has one of
     ``fingerprints``."""
@@ -392,7 +408,7 @@ class WatchProcess:
 Effect = (
     Send | SendBlob | ClosePeer | Note
     | DeliverResult | WithdrawResults | MergeAccums | FinishJob
-    | SpawnExecutor | KillProcess | DropStores
+    | SpawnExecutor | KillProcess | AskStacks | DropStores
     | RunTask | InterruptTask | LoadBlob | Forget | LearnHosts | Exit
     | Measure | Connect | WatchProcess
 )  # fmt: skip

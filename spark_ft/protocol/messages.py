@@ -195,6 +195,17 @@ class ShuffleInput:
     version: int
 
 
+@record
+class TaskProgress:
+    """How far one running attempt is: records read from shuffles, bytes read and written by its thread,
+    CPU seconds of it, its threads and its children.  Each only grows, as a rule."""
+
+    task: TaskId
+    record_count: int = 0
+    byte_count: int = 0
+    cpu_s: float = 0.0
+
+
 # --- Executor to driver -------------------------------------------------------------------
 
 
@@ -228,11 +239,11 @@ class BlobWanted:
 
 @record
 class ExecutorBeat:
-    """Progress, every heartbeat interval: records so far per running attempt, CPU seconds of the
+    """Progress, every heartbeat interval: how far each running attempt is, CPU seconds of the
     process, memory in bytes.  A missing beat is not death: the worker tells of that."""
 
     number: int
-    running: tuple[tuple[TaskId, int], ...] = ()
+    running: tuple[TaskProgress, ...] = ()
     cpu_s: float = 0.0
     rss_anon_bytes: int = 0
 
@@ -378,6 +389,15 @@ class ExecutorStopped:
 
 
 @record
+class ExecutorStacks:
+    """Where every thread of an executor stands, as faulthandler writes it: answers DumpStacks.  Empty when
+    none could be had: the process is stopped, or ends."""
+
+    executor: Incarnation
+    text: str
+
+
+@record
 class ExecutorsUnavailable:
     """Executors on this host crash at every start; the worker has given up after ``tries`` (EX-12)."""
 
@@ -409,6 +429,13 @@ class KillExecutor:
 
     executor: Incarnation
     why: str
+
+
+@record
+class DumpStacks:
+    """Make this executor write down where its threads stand; a thread that holds the GIL is no hindrance."""
+
+    executor: Incarnation
 
 
 @record
@@ -531,8 +558,8 @@ class Goodbye:
 Message = (
     ExecutorHello | TaskUpdates | BlobWanted | ExecutorBeat
     | ExecutorWelcome | Hosts | Fenced | StageBlob | MapOutputs | LaunchTasks | KillTask | DropBlocks | BeatAck
-    | WorkerHello | ExecutorSpawned | ExecutorExited | ExecutorStopped | ExecutorsUnavailable | WorkerBeat
-    | WorkerWelcome | KillExecutor | DropShuffles
+    | WorkerHello | ExecutorSpawned | ExecutorExited | ExecutorStopped | ExecutorStacks | ExecutorsUnavailable
+    | WorkerBeat | WorkerWelcome | KillExecutor | DumpStacks | DropShuffles
     | AssignExecutors | ReleaseApp | RegisterWorker | WorkerRegistered | AppReleased
     | RegisterApp | AppRegistered | WorkerLost | UnregisterApp | AppUnregistered
     | Goodbye

@@ -47,6 +47,7 @@ from spark_ft.protocol.messages import (
     ExecutorExited,
     ExecutorHello,
     ExecutorSpawned,
+    ExecutorStacks,
     ExecutorStopped,
     ExecutorsUnavailable,
     Goodbye,
@@ -68,6 +69,7 @@ from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.placement import Placement
 from spark_ft.scheduler.recovery import Recovery
 from spark_ft.scheduler.releases import Releases
+from spark_ft.scheduler.stalls import Stalls
 from spark_ft.scheduler.turn import Turn
 from spark_ft.settings import Settings
 
@@ -105,6 +107,7 @@ class SchedulerCore:
             settings, versions or {}, turn, self.executors, self.attempts, self.blocks, self.dag,
             self.recovery, self.ends,
         )  # fmt: skip
+        self.stalls = Stalls(settings, turn, self.executors, self.attempts, self.dag, self.ends)
         self.releases = Releases(turn, self.executors, self.outputs, self.blocks, self.health, self.dag)
         self.placement = Placement(
             settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health, self.dag
@@ -217,6 +220,7 @@ class SchedulerCore:
                     self.ends.ended(executor, end)
             case ExecutorBeat():
                 self.liveness.executor_beat(executor, message)
+                self.stalls.beat(executor, message)
             case ExecutorHello():
                 self.liveness.executor_hello(executor.id, message)
             case BlobWanted(blob):
@@ -237,6 +241,8 @@ class SchedulerCore:
                 self.liveness.worker_hello(sender, message)
             case ExecutorSpawned(executor, pid):
                 self.turn.note("executor_spawned", executor=executor, pid=pid)
+            case ExecutorStacks(executor, text):
+                self.stalls.stacks(executor, text)
             case ExecutorStopped(executor, stopped):
                 self.liveness.executor_stopped(executor, stopped)
             case ExecutorsUnavailable(tries, stderr):
@@ -277,13 +283,12 @@ class SchedulerCore:
 
     def _sweep(self) -> None:
         self.liveness.sweep()
+        self.stalls.sweep()
         slow_possible = False
         if self.settings.speculation:
             for stage in self.dag.active.values():
                 assert stage.tasks is not None
-                if stage.tasks.may_be_slow(self.settings):
-                    slow_possible = True
-                    stage.tasks.find_slow(self.settings, self.turn.now_s)
+                slow_possible |= stage.tasks.find_slow(self.settings, self.turn.now_s)
         every_s = self.settings.speculation_interval_s if slow_possible else _SWEEP_S
         self._sweep_s = self.turn.now_s + every_s
 

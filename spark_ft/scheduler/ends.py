@@ -239,6 +239,16 @@ class Ends:
             avoid(attempt.task, attempt.executor, self._turn.now_s)
             self._dag.requeue(attempt)
 
+    def timed_out(self, attempt: Attempt, stack: str) -> None:
+        """It has run for longer than a task may, and was killed for it; ``stack`` is where it stood.  While
+        a twin runs, whose time comes too, it is not counted."""
+        text = f"it ran for longer than spark.ft.task.timeout ({self._settings.task_timeout_s:g} s)"
+        stood = stack or "(no stack could be had)"
+        remember(attempt.task, attempt, "TimedOut", "task", f"{text}; it stood at:\n{stood}")
+        if not attempt.task.attempts:
+            trace = f"The stack of the attempt that was killed:\n{stood}"
+            self._blame_task(attempt, "TASK_TIMEOUT", f"TASK_TIMEOUT: {text}", "TimeoutError", trace)
+
     # --- The executor's process ended ---
 
     def process_ended(self, attempt: Attempt, blame: str, status: int, signal: int, why: str) -> None:

@@ -22,6 +22,7 @@ from spark_ft.ids import BlobId, Generation, HostId, Incarnation, NodeId, Shuffl
 from spark_ft.settings import Settings
 
 if TYPE_CHECKING:
+    from spark_ft.scheduler.stalls import Seen
     from spark_ft.scheduler.taskset import Attempt
 
 _EXIT_REPORT_S = 2.0  # a process whose link is gone has ended, or is ended, within
@@ -46,8 +47,8 @@ class ExecutorState:
     """One live executor.  ``running`` holds every attempt it was sent and has not ended, in order."""
 
     __slots__ = (
-        "blobs", "cpu_grew_s", "cpu_s", "depth", "doomed", "gone_s", "heard_s", "host", "id", "mean_s",
-        "outputs", "pid", "purging", "running", "slots", "stopped_s", "worker",
+        "beat_s", "blobs", "cpu_grew_s", "cpu_s", "depth", "doomed", "gone_s", "heard_s", "host", "id",
+        "mean_s", "outputs", "pid", "progress", "purging", "running", "slots", "stopped_s", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +67,8 @@ class ExecutorState:
         self.outputs: dict[ShuffleId, tuple[Generation, int]] = {}  # newest MapOutputs sent
         self.mean_s = LOOKAHEAD_S  # how long its attempts take, the latest counting most
         self.depth = depth  # attempts that may stand in its queue behind the running ones
-        self.heard_s = now_s
+        self.heard_s = self.beat_s = now_s
+        self.progress: dict[TaskId, Seen] = {}  # of the attempts that its last beat told of
         self.cpu_s = -1.0
         self.cpu_grew_s = now_s
         self.stopped_s: float | None = None
@@ -192,6 +194,8 @@ class Executors:
     def stopped(self, executor: ExecutorState, stopped: bool, now_s: float) -> None:
         if stopped != (executor.stopped_s is not None):
             executor.stopped_s = now_s if stopped else None
+            for attempt in executor.running.values():
+                attempt.suspect = False
             self.touch(executor)
 
     def silent(self, now_s: float) -> Iterator[tuple[ExecutorState, str]]:

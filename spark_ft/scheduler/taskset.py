@@ -56,7 +56,7 @@ class Attempt:
 
     __slots__ = (
         "counts", "executor", "keeps", "launched_s", "number", "reads", "recalled", "speculative", "stage",
-        "stage_attempt", "started_s", "task", "task_id",
+        "stage_attempt", "started_s", "suspect", "task", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +84,7 @@ class Attempt:
         self.launched_s = now_s
         self.started_s: float | None = None
         self.counts = True
+        self.suspect = False  # it does not get on: a twin may start, however few tasks have finished
         self.recalled = False  # asked back from a queue, for an idle executor
 
     @property
@@ -99,7 +100,7 @@ class Trouble:
 
     __slots__ = (
         "avoid", "avoid_hosts", "avoid_until_s", "deaths", "failures", "fetches", "host_errors", "kills",
-        "mark", "records", "tracebacks", "unloadable",
+        "mark", "records", "stalls", "tracebacks", "unloadable",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -109,6 +110,7 @@ class Trouble:
         self.mark: int | None = None  # progress of its jobs at the last death that it may have
         self.fetches = 0  # reads in a row that were refused or timed out
         self.unloadable = 0
+        self.stalls = 0  # attempts that were killed for not getting on
         self.host_errors: dict[HostId, int] = {}
         self.avoid: set[Incarnation] = set()
         self.avoid_hosts: set[HostId] = set()
@@ -354,20 +356,23 @@ class TaskSet:
             and finished >= settings.speculation_quantile * len(self.tasks)
         )
 
-    def find_slow(self, settings: Settings, now_s: float) -> None:
-        """Mark running tasks that take much longer than those that have finished."""
+    def find_slow(self, settings: Settings, now_s: float) -> bool:
+        """Mark running tasks that do not get on, and, once enough have finished, those that take much longer
+        than these did.  Answers whether there may be more of the latter soon."""
+        enough = self.may_be_slow(settings)
         finished = len(self._durations)
-        if finished != self._judged:
+        if enough and finished != self._judged:
             self._judged = finished
             usual_s = statistics.median(self._durations)
             self._limit_s = max(settings.speculation_multiplier * usual_s, settings.speculation_min_s)
-        self._slow = deque(
-            task
-            for task in self.active.values()
-            if len(task.attempts) == 1
-            and (started_s := task.attempts[0].started_s) is not None
-            and now_s - started_s > self._limit_s
-        )
+        self._slow.clear()
+        for task in self.active.values() if self.mode is Mode.OPEN else ():
+            if len(task.attempts) == 1:
+                attempt = task.attempts[0]
+                long = attempt.started_s is not None and now_s - attempt.started_s > self._limit_s
+                if attempt.suspect or (enough and long):
+                    self._slow.append(task)
+        return enough
 
     def take_slow(self, executor: ExecutorState) -> Task | None:
         """A slow task for a second attempt on another executor."""

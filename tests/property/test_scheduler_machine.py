@@ -30,6 +30,7 @@ from spark_ft.protocol.messages import (
     DropBlocks,
     EndReason,
     ExecutorExited,
+    ExecutorStacks,
     ExecutorStopped,
     FetchFailed,
     HostError,
@@ -55,6 +56,7 @@ HOSTS = ("h0", "h1", "h2")
 NAMED = {
     "TASK_FAILED", "POISON_TASK", "JOB_CANCELLED", "SHUFFLE_DATA_LOST", "STORAGE_FULL", "NO_RESOURCES",
     "CLOSURE_NOT_LOADABLE", "INDETERMINATE_OUTPUT_ROLLBACK", "RESULT_LOST", "STAGE_ABORTED", "BLOCK_LOST",
+    "TASK_TIMEOUT",
 }  # fmt: skip
 
 
@@ -310,6 +312,8 @@ class History:
             speculation_min_finished=1,
             speculation_quantile=0.5,
             speculation_min_s=0.01,
+            stall_timeout_s=rng.choice([0.0, 2.0]),
+            task_timeout_s=rng.choice([0.0, 0.0, 8.0]),
         )
         for host in HOSTS[: rng.choice([1, 2, 2])]:
             world.fresh_worker(host)
@@ -529,6 +533,14 @@ class History:
     def time_passes(self, rng: Random) -> None:
         self.world.pass_time(rng.choice([0.06, 0.5, 1.0, 6.0]))
 
+    def tasks_hang(self, rng: Random) -> None:
+        stuck = [executor for executor in self.world.live if rng.random() < 0.5]
+        self.world.pass_time(5.0, stuck=stuck)
+        if self.world.live and rng.random() < 0.5:
+            executor = rng.choice(sorted(self.world.live))
+            worker = self.world.core.executors.live[executor].worker.id
+            self.world.tell(worker, ExecutorStacks(executor, "it stands here"))
+
     def the_driver_stalls(self, rng: Random) -> None:
         self.world.pass_time(0.5)
         well = {executor.id for executor in self.world.core.executors.live.values() if executor.accepting}
@@ -604,6 +616,7 @@ ACTIONS = {  # and how often they come in a long history, in relation to each ot
     "killed_tasks_stop": 5, "an_output_rots": 3, "something_is_said_again": 2, "a_zombie_speaks": 2,
     "executor_comes": 8, "executor_dies": 4, "executor_falls_silent": 1, "executor_is_stopped": 1,
     "link_to_an_executor_breaks": 1, "worker_is_lost": 2, "time_passes": 5, "the_driver_stalls": 1,
+    "tasks_hang": 1,
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import pytest
 from spark_ft.cluster.worker import PAUSE_S, SIGKILL, SIGTERM, TERM_GRACE_S, WorkerCore
 from spark_ft.ids import AppId, Fingerprint, HostId, Incarnation
 from spark_ft.protocol.effects import (
+    AskStacks,
     ChildExited,
     ChildrenSeen,
     ChildSpawned,
@@ -22,6 +23,7 @@ from spark_ft.protocol.effects import (
     Received,
     Send,
     SpawnExecutor,
+    StacksDumped,
     Tick,
     WatchProcess,
 )
@@ -29,8 +31,10 @@ from spark_ft.protocol.messages import (
     AppReleased,
     AssignExecutors,
     DropShuffles,
+    DumpStacks,
     ExecutorExited,
     ExecutorSpawned,
+    ExecutorStacks,
     ExecutorStopped,
     ExecutorsUnavailable,
     Fenced,
@@ -166,6 +170,15 @@ def test_spawned_and_stopped_executors_are_told_of() -> None:
     (executor,) = spawned(driven.tell(assignment(1)))
     assert driven.event(ChildSpawned(executor, 5)) == [Send(DRIVER, ExecutorSpawned(executor, 5))]
     assert driven.event(ChildStopped(executor, True)) == [Send(DRIVER, ExecutorStopped(executor, True))]
+
+
+def test_EX_9_only_its_own_driver_may_ask_where_an_executor_stands() -> None:
+    driven = Driven()
+    (executor,) = driven.start(1)
+    assert driven.tell(DumpStacks(executor), OTHER) == []
+    assert driven.tell(DumpStacks(executor)) == [AskStacks(executor)]
+    told = driven.event(StacksDumped(executor, "here"))
+    assert told == [Send(DRIVER, ExecutorStacks(executor, "here"))]
 
 
 # --- Deaths ----------------------------------------------------------------------------------------

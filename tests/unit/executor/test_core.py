@@ -42,6 +42,7 @@ from spark_ft.protocol.messages import (
     StageBlob,
     Success,
     TaskEnd,
+    TaskProgress,
     TaskUpdates,
 )
 from spark_ft.settings import Settings
@@ -261,8 +262,9 @@ def test_beats_carry_progress_of_what_runs() -> None:
     driven.now_s = 101.0
     assert driven.event(Tick()) == [Measure()]
     assert driven.event(Tick()) == []  # measured already
-    effects = driven.event(Progress(((TaskId(1), 40), (TaskId(2), 1)), 2.5, 1000))
-    assert effects == [Send(DRIVER, ExecutorBeat(1, ((TaskId(1), 40),), 2.5, 1000))]
+    one, other = TaskProgress(TaskId(1), 40, 7, 0.5), TaskProgress(TaskId(2), 1)
+    effects = driven.event(Progress((one, other), 2.5, 1000))
+    assert effects == [Send(DRIVER, ExecutorBeat(1, (one,), 2.5, 1000))]
     assert driven.core.wakeup_s() == pytest.approx(102.0)
 
 

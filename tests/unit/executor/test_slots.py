@@ -245,7 +245,7 @@ def test_several_slots_share_one_queue(posted: Posted) -> None:
         slots.close()
 
     drive(slots, threading.Thread(target=script))
-    assert slots.running() == ()
+    assert slots.running() == {}
 
 
 def test_TK_4_the_marks_always_say_what_a_slot_runs(tmp_path, posted: Posted) -> None:
