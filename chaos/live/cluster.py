@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 
 from chaos.live.log import Follower
+from spark_ft.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "SPARK_FT_CHAOS_RUN"
@@ -84,6 +85,11 @@ class Cluster:
         self._zero = time.monotonic()
         self.log = Follower(self.directory / "events", self.now_s)
         self._popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def lost_after_s(self) -> float:
+        """After how much silence a peer is given up, by the application's settings."""
+        return Settings.from_conf(self.launch.conf).lost_after_s
 
     def now_s(self) -> float:
         """The harness's clock: monotonic seconds since the launch."""

@@ -69,6 +69,15 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """The application must show one of these events, with these fields, within a time after the fault."""
+
+    events: tuple[str, ...]
+    match: Mapping[str, Any]
+    within_s: float
+
+
+@dataclass(frozen=True)
 class Invocation:
     """What became of a fault.  ``took_effect`` None: nobody can tell."""
 
@@ -78,7 +87,9 @@ class Invocation:
     rows: tuple[str, ...] = ()
     takes: frozenset[str] = frozenset()
     errors: tuple[str, ...] = ()
-    at_s: float = 0.0  # when it was made, and when it was healed, on the harness's clock
+    victims: tuple[str, ...] = ()  # incarnations and hosts that alone it may have taken; none named: any
+    notices: tuple[Notice, ...] = ()  # not asked when the fault is healed, or the run over, before its time
+    at_s: float = 0.0  # when it was made, and when healed, on the harness's clock; the harness sets both
     healed_s: float | None = None
 
 
@@ -113,7 +124,8 @@ class Nemesis:
 
     def made(
         self, fault: Fault, took_effect: bool | None, *rows: str, takes: frozenset[str] | None = None,
-        errors: tuple[str, ...] | None = None, **evidence: Any,
+        errors: tuple[str, ...] | None = None, victims: Sequence[str] = (), notices: Sequence[Notice] = (),
+        **evidence: Any,
     ) -> Invocation:  # fmt: skip
         """An invocation with what its kind says of it, unless said otherwise; without effect, nothing."""
         kind = self.kind(fault.kind)
@@ -126,4 +138,6 @@ class Nemesis:
             rows,
             kind.takes if takes is None else takes,
             kind.errors if errors is None else errors,
+            tuple(victims),
+            tuple(notices),
         )

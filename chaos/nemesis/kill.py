@@ -6,9 +6,10 @@ import random
 import signal
 
 from chaos.live.cluster import Cluster, Process
-from chaos.nemesis import PROCESS, WORKER, Fault, Invocation, Kind, Nemesis
+from chaos.nemesis import PROCESS, WORKER, Fault, Invocation, Kind, Nemesis, Notice
 
 GONE_WITHIN_S = 2.0
+NOTICED_WITHIN_S = 1.0  # D0
 
 
 class KillExecutor(Nemesis):
@@ -40,8 +41,16 @@ class KillExecutor(Nemesis):
             rows.append("EX-5")
         if fault.kind == "all" and len(gone) > 1:
             rows.append("EX-6")
-        killed = [[victim.id, victim.pid] for victim in gone]
-        return self.made(fault, len(gone) == len(victims), *sorted(set(rows)), killed=killed)
+        return self.made(
+            fault,
+            len(gone) == len(victims),
+            *sorted(set(rows)),
+            victims=[victim.id for victim in victims],
+            notices=[
+                Notice(("executor_lost",), {"executor": victim.id}, NOTICED_WITHIN_S) for victim in victims
+            ],
+            killed={victim.id: victim.pid for victim in gone},
+        )
 
 
 class KillWorker(Nemesis):
@@ -60,7 +69,14 @@ class KillWorker(Nemesis):
             rows.append("WK-6")  # somebody may be reading what it serves
         cluster.signal(victim, signal.SIGKILL)
         gone = cluster.wait(lambda: not victim.is_alive(), GONE_WITHIN_S)
-        return self.made(fault, gone, *rows, worker=victim.pid, host=victim.host)
+        return self.made(
+            fault,
+            gone,
+            *rows,
+            victims=[victim.id, victim.host],
+            notices=[Notice(("worker_lost",), {"worker": victim.id}, NOTICED_WITHIN_S)],
+            killed={victim.id: victim.pid},
+        )
 
 
 def rows_of_death(cluster: Cluster, executor: Process) -> list[str]:

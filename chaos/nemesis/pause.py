@@ -7,9 +7,10 @@ import signal
 from dataclasses import replace
 
 from chaos.live.cluster import Cluster, Process
-from chaos.nemesis import PROCESS, TIME, Fault, Invocation, Kind, Nemesis
+from chaos.nemesis import PROCESS, TIME, Fault, Invocation, Kind, Nemesis, Notice
 
 STOPPED_WITHIN_S = 1.0
+NOTICED_WITHIN_S = 1.0  # the kernel tells its worker
 
 
 class PauseExecutor(Nemesis):
@@ -36,7 +37,18 @@ class PauseExecutor(Nemesis):
         stopped = cluster.wait(victim.is_stopped, STOPPED_WITHIN_S)
         self._stopped[fault.number] = victim
         rows = ["EX-9"] if running else []
-        return self.made(fault, stopped, *rows, paused=[[victim.id, victim.pid]], ran=len(running))
+        return self.made(
+            fault,
+            stopped,
+            *rows,
+            victims=[victim.id],
+            notices=[
+                Notice(("executor_stopped", "executor_lost"), {"executor": victim.id}, NOTICED_WITHIN_S),
+                Notice(("executor_lost",), {"executor": victim.id}, cluster.lost_after_s),
+            ],
+            paused={victim.id: victim.pid},
+            ran=len(running),
+        )
 
     def heal(self, invocation: Invocation, cluster: Cluster) -> Invocation:
         victim = self._stopped.pop(invocation.fault.number, None)

@@ -1,0 +1,22 @@
+"""``python -m chaos``: break things on purpose, and see whether the answers stay right."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from chaos.live import cli as live
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for module in (live,):  # each adds its commands, with the function that carries one out as ``call``
+        module.add_commands(commands)
+    given = parser.parse_args(arguments)
+    return int(given.call(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
