@@ -45,6 +45,7 @@ from spark_ft.settings import Settings
 _STAGE_ROUNDS_MAX = 100  # stage attempts that failed fetches may end, even with progress between
 _REFUSED_DELAY_S, _REFUSED_DELAY_MAX_S = 0.5, 5.0
 _UNLOADABLE_MAX = 2
+_PACE = 1.5  # times the median of the stage is no slower than usual
 _NOT_FOUND_MAX = 20  # times that one task may miss what the driver believed to be there
 
 
@@ -149,6 +150,8 @@ class Ends:
         stage, task = attempt.stage, attempt.task
         assert stage.tasks is not None
         stage.tasks.ended(attempt)
+        if task.attempts or attempt.executor.slowness:
+            self._compare_pace(attempt)
         if stage.shuffle is not None:
             if reason.output is None or not self._is_output_of(attempt, reason.output):
                 text = "the executor told of a success without the task's output"
@@ -164,6 +167,15 @@ class Ends:
             job = stage.lead()
             self._dag.deliver(job, task.partition, reason.result, accums, attempt.reads)
             self._dag.succeeded(stage, task, self._ran_s(attempt))
+
+    def _compare_pace(self, attempt: Attempt) -> None:
+        """It has outrun its twin, or its executor was slow before and may be so no more."""
+        for twin in attempt.task.attempts:
+            if attempt.speculative and not twin.suspect and twin.started_s is not None:
+                self._executors.was_slow(twin.executor)
+        usual_s = attempt.stage.tasks.usual_s if attempt.stage.tasks else 0.0
+        if self._ran_s(attempt) <= _PACE * usual_s:
+            self._executors.kept_pace(attempt.executor)
 
     def _map_succeeded(
         self, attempt: Attempt, output: MapStatus, accums: tuple[tuple[int, bytes], ...]

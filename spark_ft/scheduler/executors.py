@@ -10,6 +10,8 @@ Invariants
   * no attempt is on an executor that is not live; slots in use never exceed slots (S12).
   * an executor is given up strictly later than the last lease it can have been granted ends (S30):
     the settings keep ``lease_s < lost_after_s``, and silence counts from the last word *heard*.
+  * ``slow`` holds exactly the live ones that were slow repeatedly.  They come last and are given no queue;
+    a gray failure (EX-10) is no reason to kill anybody.
   * ``idle`` and ``roomy`` hold exactly the executors with a free slot, and with room in the queue.
 """
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _EXIT_REPORT_S = 2.0  # a process whose link is gone has ended, or is ended, within
 _FENCED_MAX = 10_000
+_SLOW_FROM, _SLOWNESS_MAX = 2.0, 4.0
 LOOKAHEAD_S = 0.004  # of work that may stand in an executor's queue
 DEPTH_MAX = 16
 
@@ -48,7 +51,8 @@ class ExecutorState:
 
     __slots__ = (
         "beat_s", "blobs", "cpu_grew_s", "cpu_s", "depth", "doomed", "gone_s", "heard_s", "host", "id",
-        "mean_s", "outputs", "pid", "progress", "purging", "running", "slots", "stopped_s", "worker",
+        "mean_s", "outputs", "pid", "progress", "purging", "running", "slots", "slowness", "stopped_s",
+        "worker",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +73,7 @@ class ExecutorState:
         self.depth = depth  # attempts that may stand in its queue behind the running ones
         self.heard_s = self.beat_s = now_s
         self.progress: dict[TaskId, Seen] = {}  # of the attempts that its last beat told of
+        self.slowness = 0.0  # how often a twin elsewhere was faster, less what it did at the usual pace since
         self.cpu_s = -1.0
         self.cpu_grew_s = now_s
         self.stopped_s: float | None = None
@@ -94,6 +99,7 @@ class Executors:
         self.fenced: dict[Incarnation, None] = {}  # bounded: the oldest are forgotten first
         self.idle: dict[Incarnation, ExecutorState] = {}
         self.roomy: dict[Incarnation, ExecutorState] = {}
+        self.slow: dict[Incarnation, ExecutorState] = {}  # repeatedly: they come last
         self.addresses: dict[HostId, str] = {}
         self.on_host: dict[HostId, int] = {}  # live executors of each host
         self._hosts: dict[HostId, int] = {}  # live workers of each host
@@ -122,6 +128,7 @@ class Executors:
         del executor.worker.executors[executor.id]
         self.idle.pop(executor.id, None)
         self.roomy.pop(executor.id, None)
+        self.slow.pop(executor.id, None)
         self.on_host[executor.host] -= 1
         if not self.on_host[executor.host]:
             del self.on_host[executor.host]
@@ -176,6 +183,18 @@ class Executors:
         executor.mean_s += (run_s - executor.mean_s) / 4
         wanted = int(LOOKAHEAD_S / max(executor.mean_s, 1e-6))
         executor.depth = max(self._settings.prefetch_tasks, min(DEPTH_MAX, wanted))
+
+    def was_slow(self, executor: ExecutorState) -> None:
+        """A twin that began later has ended before the attempt there."""
+        executor.slowness = min(executor.slowness + 1.0, _SLOWNESS_MAX)
+        if executor.slowness >= _SLOW_FROM and executor.id in self.live:
+            self.slow[executor.id] = executor
+
+    def kept_pace(self, executor: ExecutorState) -> None:
+        """An attempt there took no longer than usual."""
+        executor.slowness = max(0.0, executor.slowness - 0.5)
+        if executor.slowness < _SLOW_FROM:
+            self.slow.pop(executor.id, None)
 
     def others(self, executors: set[Incarnation], hosts: set[HostId], idle: bool = False) -> bool:
         """Whether some executor takes tasks (``idle``: this very moment) that is neither among these nor

@@ -117,6 +117,7 @@ def _check_executors(core: SchedulerCore) -> None:
             _check_reads(core, attempt)
             everywhere[task_id] = attempt
     assert on == executors.on_host
+    assert all(executors.live.get(id) is e and e.slowness >= 2.0 for id, e in executors.slow.items()), "S28"
     assert core.attempts.queued.keys() <= everywhere.keys(), "S13"
     assert core.attempts.killing.keys() <= everywhere.keys(), "S13"
     for worker in executors.workers.values():

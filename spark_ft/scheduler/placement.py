@@ -84,7 +84,7 @@ class Placement:
         return self._dag.ordered
 
     def _offer_all(self, having_room: dict[Incarnation, ExecutorState], speculate: bool) -> None:
-        free = deque(having_room.values())
+        free = self._in_order(having_room, speculate)
         if self._settings.scheduler_mode == "FAIR":
             self._offer_fairly(free, having_room, speculate)
             return
@@ -93,6 +93,18 @@ class Placement:
                 pass
             if not free:
                 return
+
+    def _in_order(
+        self, having_room: dict[Incarnation, ExecutorState], speculate: bool
+    ) -> deque[ExecutorState]:
+        """Executors that were slow repeatedly come last, and nothing waits behind what they run (EX-10)."""
+        slow = self._executors.slow
+        if not slow:
+            return deque(having_room.values())
+        free = deque(executor for executor in having_room.values() if executor.id not in slow)
+        if speculate:
+            free.extend(executor for executor in having_room.values() if executor.id in slow)
+        return free
 
     def _offer_fairly(
         self, free: deque[ExecutorState], having_room: dict[Incarnation, ExecutorState], speculate: bool

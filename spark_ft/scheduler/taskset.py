@@ -159,6 +159,7 @@ class TaskSet:
         self._slow: deque[Task] = deque()
         self._judged = -1  # finished tasks when the median was last computed
         self._limit_s = 0.0
+        self.usual_s = 0.0  # that median; 0 before enough have finished
 
     # --- Tasks change state ---
 
@@ -363,8 +364,8 @@ class TaskSet:
         finished = len(self._durations)
         if enough and finished != self._judged:
             self._judged = finished
-            usual_s = statistics.median(self._durations)
-            self._limit_s = max(settings.speculation_multiplier * usual_s, settings.speculation_min_s)
+            self.usual_s = statistics.median(self._durations)
+            self._limit_s = max(settings.speculation_multiplier * self.usual_s, settings.speculation_min_s)
         self._slow.clear()
         for task in self.active.values() if self.mode is Mode.OPEN else ():
             if len(task.attempts) == 1:

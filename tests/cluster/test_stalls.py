@@ -126,3 +126,33 @@ def test_EX_10_a_job_with_one_of_two_executors_stopped_goes_on_at_once(start, tm
     assert not running.log.of("executor_lost")
     assert running.log.of("speculation") and seen.value == 240
     os.kill(victim, signal.SIGCONT)
+
+
+def test_EX_10_with_one_executor_ten_times_slower_a_job_takes_twice_its_time_and_a_task(start) -> None:
+    running = start()
+    running.log.wait_for("executor_added", 3)
+    slow_pid = running.executor_pids()[0]
+    seen = running.sc.accumulator(0)
+
+    def work(slow):
+        def each(index, records):
+            time.sleep(2.0 if slow and os.getpid() == slow_pid else 0.2)
+            for x in records:
+                seen.add(1)
+                yield x
+
+        return each
+
+    def timed(slow):
+        began_s = time.monotonic()
+        numbers = running.sc.parallelize(range(48), 24).mapPartitionsWithIndex(work(slow))
+        assert numbers.collect() == list(range(48))
+        return time.monotonic() - began_s
+
+    free_s = timed(slow=False)
+    slow_s = timed(slow=True)
+    assert slow_s <= 2 * free_s + 0.2, f"{slow_s:.2f} s against {free_s:.2f} s"
+    assert slow_pid in [event["pid"] for event in running.log.of("task_start", stage=1)], "it was not asked"
+    twins = running.log.of("task_start", stage=1, speculative=True)
+    assert twins and slow_pid not in [event["pid"] for event in twins]
+    assert seen.value == 2 * 48 and not running.log.of("executor_lost")

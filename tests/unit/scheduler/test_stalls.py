@@ -8,6 +8,7 @@ from spark_ft.protocol.messages import (
     ExecutorBeat,
     ExecutorStacks,
     ExecutorStopped,
+    Killed,
     KillTask,
     TaskProgress,
 )
@@ -160,3 +161,44 @@ def test_EX_9_a_task_that_gets_on_again_needs_no_twin() -> None:
     stand.add_executor("h0")
     stand.pass_time(2.0)
     assert not stand.noted("speculation")
+
+
+def slow_twice(stand: Stand, lineage: Lineage, slow: str) -> None:
+    """Two stages in which twins elsewhere outrun what ``slow`` runs."""
+    for _ in range(2):
+        job = stand.submit(lineage, lineage.source(12))
+        late = next(task for task in stand.running() if task.executor == slow)
+        stand.start(late)
+        while job not in stand.finished:
+            for task in [task for task in stand.running() if task.executor != slow]:
+                stand.start(task)
+                stand.pass_time(0.5)
+                stand.succeed(task)
+            stand.pass_time(0.5)
+            for kill in stand.messages(KillTask, slow):
+                if kill.queued_only and kill.task in stand.open:
+                    stand.end(stand.open[kill.task], Killed("asked back"))
+        stand.kill_answers()
+
+
+def test_EX_10_an_executor_that_was_slow_twice_comes_last_and_is_not_killed() -> None:
+    lineage, stand = Lineage(), Stand(executors=3, speculation=True, prefetch_tasks=1)
+    slow_twice(stand, lineage, "e0")
+    assert list(stand.core.executors.slow) == ["e0"] and "e0" in stand.core.executors.live
+    stand.submit(lineage, lineage.source(2))
+    assert {task.executor for task in stand.running()} == {"e1", "e2"}
+    stand.succeed(*stand.running())
+    stand.submit(lineage, lineage.source(9))
+    assert [task.executor for task in stand.running()].count("e0") == 1, "nothing waits behind what it runs"
+
+
+def test_EX_10_an_executor_that_keeps_pace_again_is_slow_no_more() -> None:
+    lineage, stand = Lineage(), Stand(executors=3, speculation=True)
+    slow_twice(stand, lineage, "e0")
+    job = stand.submit(lineage, lineage.source(40))
+    while job not in stand.finished:
+        for task in stand.running():
+            stand.start(task)
+        stand.pass_time(0.5)
+        stand.succeed(*stand.running())
+    assert not stand.core.executors.slow
