@@ -29,6 +29,7 @@ from spark_ft.transport.sockets import Net, Socket, Waiter, connection_event
 
 FIRST_CREDIT = 2  # pieces that a request starts with: a small answer and its end need no grant
 DEPTH = 4  # pieces under way for one request once it is known to be larger
+GAP_S = 0.25  # a message that later ones have overtaken is lost if it is still missing after so long
 
 
 class RemoteFetch(ShuffleError):  # noqa: N818  # an answer of the other side, named as TaskFailed is
@@ -67,6 +68,7 @@ class _Line:
         self.tries = 0
         self.refusals = 0
         self.heard = False  # since the caller began to wait
+        self.early = 0  # messages that came before an earlier one, over all its requests
 
 
 class _Request:
@@ -79,6 +81,7 @@ class _Request:
         self.request_id = 0  # 0: not open
         self.granted = 0  # pieces asked for and not received
         self.number = 0  # of the next message
+        self.early: dict[int, tuple[int, bytes]] = {}  # later ones; no more than were granted, and an end
         self.whole = 0  # chunks received
         self.parts: list[bytes] = []  # of the present chunk
         self.ready: deque[bytes] = deque()  # chunks that the caller has not taken yet
@@ -237,7 +240,7 @@ class _Fetch:
             count = max(count, 1)
         if count > 0 and request.request_id:
             self._reserve(request, count)
-            self._say(request, GRANT, count)
+            self._say(request, GRANT, request.number + request.granted)
 
     def _start(self, request: _Request) -> None:
         """(Re)open a request from the first chunk that has not come whole."""
@@ -301,7 +304,8 @@ class _Fetch:
         line = head.line
         line.heard = False
         now_s = self._clock.now_s()
-        until_s = now_s + self._client.timeout_s * self._client.rng.uniform(1.0, 1.1)  # not all in step
+        timeout_s = self._client.timeout_s * self._client.rng.uniform(1.0, 1.1)  # not all in step
+        until_s = now_s + (min(timeout_s, GAP_S) if line.early else timeout_s)
         while not line.heard and head.failure is None:
             ready = self._waiter.wait(max(0.0, until_s - now_s))
             now_s = self._clock.now_s()
@@ -309,7 +313,9 @@ class _Fetch:
                 # This process may have stood still: what came meanwhile needs a moment to show.
                 ready = self._waiter.wait(0.02)
                 if not ready:
-                    self._retry(line, "timeout", f"nothing came for {self._client.timeout_s:g} s")
+                    lost = "messages were lost"
+                    text = lost if line.early else f"nothing came for {self._client.timeout_s:g} s"
+                    self._retry(line, "timeout", text)
                     return
             for source in ready:
                 if isinstance(source, Socket) and source in self._sources:
@@ -349,10 +355,19 @@ class _Fetch:
         line.heard = True
         if kind == UNKNOWN:  # it waited so long for us that the server gave it up
             self._reopen(request)
-        elif number != request.number:
-            self._retry(line, "timeout", "messages were lost")
-        elif kind in (PIECE, LAST):
-            line.tries = 0
+        elif number > request.number:
+            line.early += number not in request.early
+            request.early[number] = kind, payload
+        elif number == request.number:
+            self._next_message(request, kind, payload)
+            while (later := request.early.pop(request.number, None)) is not None:
+                line.early -= 1
+                self._next_message(request, *later)
+
+    def _next_message(self, request: _Request, kind: int, payload: bytes) -> None:
+        """The message whose turn it is."""
+        if kind in (PIECE, LAST):
+            request.line.tries = 0
             request.number += 1
             request.parts.append(payload)
             self._reserve(request, -1)
@@ -388,6 +403,7 @@ class _Fetch:
             self._start(request)
 
     def _reopen(self, request: _Request) -> None:
+        self._say(request, CANCEL, 0)  # if it knows it after all: a GRANT may overtake its GET
         self._forget(request)
         self._start(request)
 
@@ -397,6 +413,8 @@ class _Fetch:
         request.line.requests.pop(request.request_id, None)
         request.request_id = 0
         self._reserve(request, -request.granted)
+        request.line.early -= len(request.early)
+        request.early.clear()
         self._used_bytes -= sum(map(len, request.parts))
         request.parts.clear()
 

@@ -14,6 +14,8 @@ What holds:
 
 - A chunk that the server's iterator yields arrives as one chunk, whole and in order, or not at all;
   the caller sees the requests in its own order, whatever order they come in.
+- Messages may come twice, late or in another order: answers are numbered, credit is told as a sum, an id
+  is used for one GET (NET-2, NET-3).  One that stays missing behind later ones is lost (NET-1).
 - The server takes a step of an iterator only with credit in hand and sends what it gives at once:
   it never holds more than one chunk a request, whatever the client does (NET-10).
 - The client has at most ``window_bytes`` granted or received and not yet taken by the caller (a

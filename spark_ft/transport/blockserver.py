@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 
 from spark_ft import failpoints
@@ -27,6 +27,7 @@ from spark_ft.transport.blockwire import (
 )
 from spark_ft.transport.sockets import SENT, Bell, Net, Waiter
 
+ENDED_KEPT = 1024  # requests that we remember to have answered: a GET or GRANT of theirs may come again
 IDLE_S = 60.0  # a request without credit for so long has been forgotten by its client
 
 
@@ -40,12 +41,17 @@ class _Stream:
         self.request_id = request_id
         self.piece_bytes = piece_bytes
         self.chunks = chunks
-        self.credit = 0
+        self.granted = 0  # pieces since the GET, in all: so a GRANT may come twice, or too late
+        self.sent = 0
         self.skip = 0
         self.chunk: memoryview | None = None  # what is left of the present one
         self.number = 0
         self.queued = False
         self.touched_s = 0.0
+
+    @property
+    def credit(self) -> int:
+        return self.granted - self.sent
 
 
 class BlockServer:
@@ -65,6 +71,7 @@ class BlockServer:
         self._open_slice = open_slice
         self._clock = BootClock()
         self._streams: dict[tuple[bytes, int], _Stream] = {}
+        self._ended: OrderedDict[tuple[bytes, int], None] = OrderedDict()
         self._runnable: deque[_Stream] = deque()
         self._sweep_s = 0.0
         self._stopping = False
@@ -120,7 +127,7 @@ class BlockServer:
             self._sweep_s = now_s + IDLE_S / 4
             late_s = now_s - IDLE_S
             for stream in [s for s in self._streams.values() if not s.queued and s.touched_s < late_s]:
-                self._end(stream)
+                self._end(stream, answered=False)
 
     def _receive(self, parts: list[bytes]) -> None:
         if len(parts) != 2 or len(parts[1]) < ASK.size:
@@ -131,10 +138,10 @@ class BlockServer:
         if magic != MAGIC or token != self._token:
             self.dropped["magic" if magic != MAGIC else "token"] += 1
             return
+        if (client, request_id) in self._ended:
+            return
         stream = self._streams.get((client, request_id))
-        if kind == GET:
-            if stream is not None:
-                self._end(stream)
+        if kind == GET and stream is None:  # an id is used once: another GET is the same one again
             size = min(max(piece_bytes, PIECE_BYTES_MIN), PIECE_BYTES)
             stream = _Stream(client, request_id, size, self._chunks(ask[ASK.size :]))
             stream.skip = skip
@@ -146,7 +153,7 @@ class BlockServer:
         elif kind == CANCEL:
             self._end(stream)
             return
-        stream.credit += credit
+        stream.granted = max(stream.granted, credit)
         stream.touched_s = self._clock.now_s()
         self._enqueue(stream)
 
@@ -180,7 +187,7 @@ class BlockServer:
             return
         piece, rest = stream.chunk[: stream.piece_bytes], stream.chunk[stream.piece_bytes :]
         stream.chunk = rest if len(rest) else None
-        stream.credit -= 1
+        stream.sent += 1
         # A mapped page may be given back as soon as the iterator moves on, so ZeroMQ gets a copy of its
         # own: sharing the memory would need word from its thread back to Python's for every piece.
         if self._answer(stream, PIECE if len(rest) else LAST, piece):
@@ -198,8 +205,14 @@ class BlockServer:
             self._end(other)  # its connection is gone; a retry comes by another one
         return False
 
-    def _end(self, stream: _Stream) -> None:
-        self._streams.pop((stream.client, stream.request_id), None)
+    def _end(self, stream: _Stream, answered: bool = True) -> None:
+        """``answered``: whatever else its client says of it is old."""
+        key = stream.client, stream.request_id
+        self._streams.pop(key, None)
+        if answered:
+            self._ended[key] = None
+            if len(self._ended) > ENDED_KEPT:
+                self._ended.popitem(last=False)
         stream.chunk = None
         close = getattr(stream.chunks, "close", None)
         if close is not None:

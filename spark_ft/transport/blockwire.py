@@ -16,7 +16,7 @@ GET, GRANT, CANCEL = 1, 2, 3
 PIECE, LAST, END, ERROR, UNKNOWN = 1, 2, 3, 4, 5  # LAST: the last piece of a chunk
 
 MAGIC = b"SpFd"
-# magic, kind, token, request id; then credit (pieces), size of a piece, chunks to skip
+# magic, kind, token, request id; then credit (pieces since the GET, in all), size of a piece, chunks to skip
 ASK = Struct("<4sB16sQIII")
 # magic, kind, token, request id; then the number of the message in its request
 ANSWER = Struct("<4sB16sQQ")

@@ -111,9 +111,10 @@ def test_NET_2_every_message_of_a_plane_comes_twice(network, plane) -> None:
 # --- NET-3: in another order -----------------------------------------------------------------------------
 
 
-def test_NET_3_messages_overtake_each_other(network) -> None:
+@pytest.mark.parametrize("plane", ["control", "data"])
+def test_NET_3_messages_overtake_each_other(network, plane) -> None:
     net = network(**QUICK)
-    (done,) = net.under(Rule("reorder", plane="control", window=50), jobs=3, slow_s=0.02)
+    (done,) = net.under(Rule("reorder", plane=plane, window=50), jobs=3, slow_s=0.02)
     assert done["touched"] > 20
 
 

@@ -19,7 +19,7 @@ from spark_ft.errors import (
     ClusterError,
     StorageError,
 )
-from spark_ft.transport import blockclient, blockserver
+from spark_ft.transport import blockclient, blockserver, sockets
 from spark_ft.transport.blocks import PIECE_BYTES, BlockClient, BlockServer, RemoteFetch
 from tests.unit.transport.hosting import in_child, open_fds, until
 
@@ -264,6 +264,55 @@ def test_a_retry_asks_for_smaller_pieces_and_skips_what_has_come(place, client):
     # The second chunk was read again, the first one passed over without being sent.
     assert one.server.dropped["failpoint"] == 1
     assert one.shelf.opened == [b"x", b"x"]
+
+
+class Meddler:
+    """Hands on what has come to any socket of this process shuffled, and each message twice."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seed: int, copies: int) -> None:
+        self.rng, self.copies, self.handed = Random(seed), copies, 0
+        self.waiting: dict[object, list[list[bytes]]] = {}
+        self.plain = sockets.Socket.receive
+        monkeypatch.setattr(sockets.Socket, "receive", lambda socket: self.receive(socket))
+
+    def receive(self, socket: sockets.Socket) -> list[bytes] | None:
+        if "monitor" in socket.raw.getsockopt_string(zmq.LAST_ENDPOINT):
+            return self.plain(socket)
+        waiting = self.waiting.setdefault(socket, [])
+        while not self.handed % 3 and len(waiting) < 50 and (parts := self.plain(socket)) is not None:
+            waiting += [parts] * self.copies
+            self.rng.shuffle(waiting)
+        self.handed += 1
+        return waiting.pop() if waiting else self.plain(socket)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("copies", [1, 2])
+def test_NET_3_messages_that_overtake_each_other_or_come_twice_cost_nothing(
+    place, client, monkeypatch, seed, copies
+):
+    one = place()
+    sizes = [0, 1, PIECE_BYTES + 1, 9 * PIECE_BYTES + 7, 3]
+    one.shelf.items = {b"%d" % n: [os.urandom(size) for size in sizes] for n in range(4)}
+    meddler = Meddler(monkeypatch, seed, copies)
+    fetcher = client({"a": one.server.endpoint}, retries=1, timeout_s=5.0)
+    got = list(fetcher.fetch([("a", b"%d" % n) for n in range(4)]))
+    assert got == [(n, chunk) for n in range(4) for chunk in one.shelf.items[b"%d" % n]]
+    assert meddler.handed > 50
+    assert len(one.shelf.opened) <= 8  # once more where a GRANT has overtaken its GET
+
+
+def test_NET_2_credit_that_is_told_twice_counts_once(place, client, monkeypatch):
+    one = place()
+    one.shelf.items = {b"x": [os.urandom(PIECE_BYTES)] * 40}
+    Meddler(monkeypatch, 1, 2)
+    fetcher = client({"a": one.server.endpoint}, window_bytes=4 * PIECE_BYTES)
+    chunks = fetcher.fetch([("a", b"x")])
+    for taken in range(40):
+        next(chunks)
+        until(lambda: not any(s.credit for s in list(one.server._streams.values())))
+        assert one.shelf.yielded_bytes <= (taken + 1 + 4 + 1) * PIECE_BYTES
+    assert next(chunks, None) is None
 
 
 def test_NET_10_the_server_never_reads_ahead_of_credit(place, client):
