@@ -153,6 +153,7 @@ class Settings:
     lease_s: float = _key("spark.ft.lease", 8.0, seconds, "an unacknowledged executor takes no new work after", least=_SHORTEST_S)
     lost_after_s: float = _key("spark.network.timeout", 10.0, seconds, "a silent peer is lost", least=_SHORTEST_S)
     driver_grace_s: float = _key("spark.ft.driver.grace", 30.0, seconds, "executors outlive a driver so long", least=0)
+    launch_ack_s: float = _key("spark.ft.launchTimeout", 5.0, seconds, "who heeds nothing for so long gets no more", least=_SHORTEST_S)
     no_resources_timeout_s: float = _key("spark.ft.noResourcesTimeout", 60.0, seconds, "then NO_RESOURCES", least=0)
     executor_restart_s: float = _key("spark.ft.executor.restartDelay", 0.1, seconds, "first back-off of a restart", least=0)
     executor_max_crashes: int = _key("spark.ft.executor.maxCrashes", 5, _whole, "failed starts before giving up", least=1)
@@ -208,6 +209,12 @@ class Settings:
         settings = cls(**values, extra=dict(conf))  # type: ignore[arg-type]  # each read by its row's reader
         settings._check()
         return settings
+
+    @property
+    def silence_s(self) -> float:
+        """When a silent peer is given up: later than the last lease that it can believe in ends (S30), and
+        early enough for that to be known everywhere within ``lost_after_s``."""
+        return (self.lease_s + self.lost_after_s) / 2
 
     def _check(self) -> None:
         """What two settings say together.  Raises SettingsError that names the one that was given."""

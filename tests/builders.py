@@ -50,6 +50,7 @@ from spark_ft.protocol.effects import (
     WithdrawResults,
 )
 from spark_ft.protocol.messages import (
+    BeatAck,
     BlockRef,
     CachedBlock,
     EndReason,
@@ -194,6 +195,9 @@ class Stand:
         self._updates: dict[JobId, list[tuple[tuple[int, bytes], ...]]] = {}  # of jobs that have not ended
         self.withdrawn: Counter[JobId] = Counter()  # how often a job's results were taken back
         self.fenced: set[Incarnation] = set()
+        self.beats: Counter[Incarnation] = Counter()  # that each executor has sent
+        self.acked: dict[Incarnation, int] = {}  # the last answer that it has heard
+        self.deaf: set[Incarnation] = set()  # what is said to these does not arrive
         self.sent: list[Send] = []
         self.checksums: dict[tuple[ShuffleId, int], int] = {}
         self._jobs = 0
@@ -228,27 +232,36 @@ class Stand:
         silent: Iterable[str] = (),
         cpu_s: Mapping[str, float] | None = None,
         stuck: Iterable[str] = (),
+        unheard: Iterable[str] = (),
     ) -> None:
-        """Time goes by in small steps; everyone alive beats, save the silent.  Tasks get on, save those of
-        the stuck."""
+        """Time goes by in small steps; everyone alive beats, save the silent and the stopped.  The
+        ``unheard`` beat too, but that their workers alone can tell.  Tasks get on, but for the stuck."""
         unmoved = {Incarnation(name) for name in stuck}
-        quiet = {Incarnation(name) for name in silent}
+        cut = {Incarnation(name) for name in unheard}
+        quiet = {Incarnation(name) for name in silent} | cut
         end_s = self.now_s + seconds
         while self.now_s < end_s - 1e-9:
             self.now_s = min(self.now_s + 0.5, end_s)
             for worker in list(self.core.executors.workers.values()):
                 if worker.id in quiet:
                     continue
-                vouched = []
+                vouched, said = [], []
                 for executor in worker.executors.values():
                     used_s = (cpu_s or {}).get(executor.id, 0.0)
                     vouched.append((executor.id, executor.cpu_s + used_s, executor.stopped_s is not None))
-                self.tell(worker.id, WorkerBeat(0, tuple(vouched)))
+                    self.beats[executor.id] += executor.id in cut
+                    said.append((executor.id, self.beats[executor.id]))
+                self.tell(worker.id, WorkerBeat(0, tuple(vouched), said=tuple(said)))
             for executor in list(self.core.executors.live.values()):
-                if executor.id not in quiet:
-                    used_s = 0.0 if executor.id in unmoved else self.now_s
-                    self.tell(executor.id, ExecutorBeat(0, self._progress(executor.id, used_s)))
+                if executor.id not in quiet and executor.stopped_s is None:
+                    self.beat(executor.id, 0.0 if executor.id in unmoved else self.now_s)
             self.tick()
+
+    def beat(self, executor: Incarnation, cpu_s: float = 0.0) -> None:
+        """It says how far it is: ``cpu_s`` in each of its tasks."""
+        self.beats[executor] += 1
+        acked = self.acked.get(executor, 0)
+        self.tell(executor, ExecutorBeat(self.beats[executor], self._progress(executor, cpu_s), acked=acked))
 
     def _progress(self, executor: Incarnation, cpu_s: float) -> tuple[TaskProgress, ...]:
         open = [task for task in self.open.values() if task.executor == executor]
@@ -425,6 +438,8 @@ class Stand:
                     assert launch.task not in self.launched, "task ids are never used again"
                     launched = Launched(to, message, launch, outputs)
                     self.launched[launch.task] = self.open[launch.task] = launched
+            case BeatAck(number) if to not in self.deaf:
+                self.acked[to] = number
             case MapOutputs():
                 self.told.setdefault(to, {})[message.shuffle] = message
 

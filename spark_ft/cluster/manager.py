@@ -97,13 +97,13 @@ class ManagerCore:
             case _:  # Tick, and what is not for managers
                 pass
         for worker, entry in list(self._workers.items()):
-            if now_s >= entry.heard_s + self._settings.lost_after_s:
-                self._worker_lost(worker, f"silent for {self._settings.lost_after_s:g} s", out)
+            if now_s >= entry.heard_s + self._settings.silence_s:
+                self._worker_lost(worker, f"silent for {self._settings.silence_s:g} s", out)
         return out
 
     def wakeup_s(self) -> float | None:
         heard = [worker.heard_s for worker in self._workers.values()]
-        return min(heard) + self._settings.lost_after_s if heard else None
+        return min(heard) + self._settings.silence_s if heard else None
 
     # --- Messages ----------------------------------------------------------------------------
 

@@ -371,7 +371,8 @@ class WorkerCore:
         self._beat_at_s = now_s + self._settings.heartbeat_interval_s
         for app in self._apps.values():
             own = tuple(row for row in seen.executors if row[0] in app.children)
-            out.append(Send(app.assignment.driver, WorkerBeat(self._beat, own, seen.free_bytes)))
+            said = tuple(row for row in seen.said if row[0] in app.children)
+            out.append(Send(app.assignment.driver, WorkerBeat(self._beat, own, seen.free_bytes, said)))
         if self._has_manager:
             out.append(Send(self._granter, WorkerBeat(self._beat, (), seen.free_bytes)))
 

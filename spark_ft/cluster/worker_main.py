@@ -29,7 +29,7 @@ from spark_ft.cluster.worker import SIGKILL, WorkerCore
 from spark_ft.errors import RemoteProtocolError
 from spark_ft.executor import main as executor_main
 from spark_ft.executor import stacks
-from spark_ft.executor.slots import marks_path, read_marks
+from spark_ft.executor.slots import marks_path, read_beat, read_marks
 from spark_ft.ids import HostId, Incarnation
 from spark_ft.log import get_logger, set_level
 from spark_ft.protocol import codec
@@ -310,7 +310,8 @@ class _Worker:
     def _measure(self, effect: Measure) -> None:
         now_s = self._clock.now_s()
         rows = tuple((e, pulse.busy_s(now_s), e in self._stopped) for e, pulse in self._pulses.items())
-        self._host.post(ChildrenSeen(rows, shutil.disk_usage(self._root).free))
+        said = tuple((e, read_beat(marks_path(self._ready_path(e)))) for e in self._pulses)
+        self._host.post(ChildrenSeen(rows, shutil.disk_usage(self._root).free, said))
         self._children.check_warm()
         for pid, hangs_at_s in list(self._probes.items()):
             if now_s >= hangs_at_s:

@@ -11,7 +11,8 @@ Rules
   1. An attempt is *given* (RunTask) only when its stage's functions and every input at the named
      version, or a later one of the same generation, are here, and while the lease holds.
   2. The lease counts from the moment the acknowledged beat was *sent*; an answer that took long
-     cannot lengthen it.  Without one an executor finishes what it has and takes nothing new.
+     cannot lengthen it.  Without one an executor finishes what it runs and begins nothing new: a slot
+     looks again before it begins what stands in its queue, for the process may have stood still (CLK-3).
   3. Whoever is told Fenced ends at once: the driver has given its attempts to others.
   4. A slot alone knows whether an attempt still waits or runs, so it decides what an interrupt
      means; this core only sees to it that an end comes.  An interrupt is repeated: Python can
@@ -37,6 +38,7 @@ from spark_ft.protocol.effects import (
     Forget,
     InterruptTask,
     LearnHosts,
+    Leased,
     LoadBlob,
     Measure,
     Note,
@@ -123,6 +125,7 @@ class ExecutorCore:
         self._beat = 0
         self._beat_at_s = 0.0
         self._beats: deque[tuple[int, float]] = deque()  # (number, sent) not acknowledged yet
+        self._acked = 0  # the last one whose answer has come
         self._measuring = False
         self._blobs: set[BlobId] = set()
         self._wanted: set[BlobId] = set()  # asked for
@@ -148,6 +151,7 @@ class ExecutorCore:
                 out.append(Note("message_from_stranger", {"sender": sender, "kind": type(message).__name__}))
             case PeerGone(peer) if peer == self._driver:
                 self._lease_end_s = min(self._lease_end_s, now_s)
+                out.append(Leased(self._lease_end_s))
             case SlotStarted(task):
                 self._started(task, out)
             case SlotEnded(end, started):
@@ -198,7 +202,7 @@ class ExecutorCore:
             case ExecutorWelcome(hosts):
                 if not self._welcomed:
                     self._welcomed = True
-                    self._extend(self._hello_sent_s)
+                    self._extend(self._hello_sent_s, out)
                     lapsed = now_s >= self._lease_end_s  # the driver was late: beat at once
                     self._beat_at_s = now_s if lapsed else now_s + self._settings.heartbeat_interval_s
                 out.append(LearnHosts({str(host): endpoint for host, endpoint in hosts.items()}))
@@ -260,11 +264,15 @@ class ExecutorCore:
         while self._beats and self._beats[0][0] <= number:
             acknowledged, sent_s = self._beats.popleft()
             if acknowledged == number:
-                self._extend(sent_s)
+                self._acked = number
+                self._extend(sent_s, out)
+        if now_s >= self._lease_end_s:  # the driver was late: the next beat will prove that we hear it
+            self._beat_at_s = now_s
         self._give(now_s, out)
 
-    def _extend(self, sent_s: float) -> None:
+    def _extend(self, sent_s: float, out: list[Effect]) -> None:
         self._lease_end_s = max(self._lease_end_s, sent_s + self._settings.lease_s)
+        out.append(Leased(self._lease_end_s))
 
     # --- From the slots ----------------------------------------------------------------------
 
@@ -297,7 +305,8 @@ class ExecutorCore:
         self._beats.append((self._beat, now_s))
         self._beat_at_s = now_s + self._settings.heartbeat_interval_s
         running = tuple(progress for progress in seen.running if progress.task in self._running)
-        out.append(Send(self._driver, ExecutorBeat(self._beat, running, seen.cpu_s, seen.rss_anon_bytes)))
+        beat = ExecutorBeat(self._beat, running, seen.cpu_s, seen.rss_anon_bytes, self._acked)
+        out.append(Send(self._driver, beat))
 
     # --- Time --------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from spark_ft.protocol.effects import (
     Forget,
     InterruptTask,
     LearnHosts,
+    Leased,
     LoadBlob,
     Measure,
     Note,
@@ -90,6 +91,7 @@ class _Executor:
         token = bytes.fromhex(spec["token"])
         roots = {HostId(name): Path(path) for name, path in spec["roots"].items()}
         driver = Incarnation(spec["driver"])
+        clock = BootClock()
         self._ready_path = Path(spec["ready"])
         self._ready = False
         self._runner = TaskRunner(settings, me, host, roots, Path(spec["root"]), token)
@@ -108,15 +110,15 @@ class _Executor:
             core,
             me,
             token=token,
-            clock=BootClock(),
+            clock=clock,
             perform=self._perform,
             max_message_bytes=settings.max_message_bytes,
             on_error=_failed,
         )
         self._slot_count = spec["slots"]
         answer_requests(stacks_path(self._ready_path))
-        marks = open_marks(marks_path(self._ready_path), spec["slots"])
-        self._slots = Slots(self._runner, self._host.post, spec["slots"], marks)
+        self._marks = open_marks(marks_path(self._ready_path), spec["slots"])
+        self._slots = Slots(self._runner, self._host.post, spec["slots"], self._marks, clock.now_s)
         self._host.connect(driver, spec["driver_endpoint"])
         self._host.watch(spec["lifeline"], _worker_gone)
         self._actions: dict[type, Callable[[Any], None]] = {
@@ -124,6 +126,7 @@ class _Executor:
             LoadBlob: self._runner.load,
             Forget: self._runner.forget,
             InterruptTask: lambda effect: self._slots.interrupt(effect.task, effect.hard, effect.queued_only),
+            Leased: lambda effect: self._slots.lease(effect.until_s),
             LearnHosts: self._learn,
             Measure: self._measure,
             Note: _note,
@@ -147,6 +150,7 @@ class _Executor:
             self._ready_path.touch()
 
     def _measure(self, effect: Measure) -> None:
+        self._marks[-1] += 1  # the number of the beat that comes of it
         self._runner.tidy()
         running = self._meter.read(self._slots.running(), self._runner.records)
         self._host.post(Progress(running, cpu_s(), _anonymous_bytes()))

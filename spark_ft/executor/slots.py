@@ -9,6 +9,8 @@
 What holds:
   * Whether an attempt waits or runs is decided under one lock, so an interrupt finds it in exactly
     one of the two, and each attempt that was put ends exactly once.
+  * Nothing is begun without the lease: it is looked at in the very moment in which an attempt leaves the
+    queue, so that a process that stood still does not go on with what others have by now (CLK-3).
   * A SIGINT that arrives late breaks nothing: the handler runs in the main thread, which alone says
     what it runs, and compares that with whom the signal was meant for.
   * A signal that falls between the interpreter's last look and a blocking system call is noticed only
@@ -24,10 +26,12 @@ import mmap
 import os
 import signal
 import struct
+import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -47,15 +51,16 @@ def marks_path(ready: Path) -> Path:
 
 
 def open_marks(path: Path, count: int) -> Marks:
-    """A file that always says which attempt each slot runs, whatever becomes of the process.
+    """A file that always says which attempt each slot runs, whatever becomes of the process; and in its
+    last entry which beat was sent last.
 
     What a process is doing when it dies is the one thing it cannot send any more: word of an attempt's
     start may still be in its hands.  So it is written to a shared mapping first, for a fraction of a
     microsecond, and the worker reads it after the death: nobody innocent is blamed.
     """
-    path.write_bytes(struct.pack("q", NOTHING) * count)
+    path.write_bytes(struct.pack("q", NOTHING) * count + struct.pack("q", 0))
     with path.open("r+b") as file:
-        return memoryview(mmap.mmap(file.fileno(), 8 * count)).cast("q")
+        return memoryview(mmap.mmap(file.fileno(), 8 * (count + 1))).cast("q")
 
 
 def read_marks(path: Path) -> tuple[TaskId, ...] | None:
@@ -64,7 +69,16 @@ def read_marks(path: Path) -> tuple[TaskId, ...] | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    return tuple(TaskId(task) for (task,) in struct.iter_unpack("q", data) if task != NOTHING)
+    return tuple(TaskId(task) for (task,) in struct.iter_unpack("q", data[:-8]) if task != NOTHING)
+
+
+def read_beat(path: Path) -> int:
+    """The last beat that an executor has sent, as far as its marks tell."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return 0
+    return int.from_bytes(data[-8:], sys.byteorder)
 
 
 class Runner(Protocol):
@@ -75,7 +89,7 @@ class Runner(Protocol):
 
 class Slots:
     """``count`` slots that share one queue.  ``post`` hands an event to the core, from any thread;
-    ``marks`` has one entry a slot and always holds what it runs."""
+    ``marks`` has one entry a slot and always holds what it runs; ``now_s`` is the core's clock."""
 
     def __init__(
         self,
@@ -83,6 +97,7 @@ class Slots:
         post: Callable[[SlotStarted | SlotEnded], None],
         count: int = 1,
         marks: Marks | None = None,
+        now_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._marks: Any = [NOTHING] * count if marks is None else marks
         self._runner = runner
@@ -92,6 +107,8 @@ class Slots:
         self._queue: deque[RunTask] = deque()
         self._running: dict[TaskId, int] = {}  # the thread that runs it
         self._closed = False
+        self._now_s = now_s
+        self._lease_end_s = inf  # nobody has said anything of a lease
         self._current: TaskId | None = None  # of the main thread, which alone writes it
         self._doomed: TaskId | None = None  # whom the last soft interrupt was meant for
         self._struck: TaskId | None = None  # who has felt it; main thread only
@@ -119,6 +136,12 @@ class Slots:
             elif self._count == 1:
                 self._doomed = task
                 signal.pthread_kill(self._main, signal.SIGINT)
+
+    def lease(self, until_s: float) -> None:
+        """See the effect Leased."""
+        with self._changed:
+            self._lease_end_s = until_s
+            self._changed.notify_all()
 
     def running(self) -> dict[TaskId, int]:
         """What runs now, and in which thread."""
@@ -162,7 +185,7 @@ class Slots:
 
     def _wait(self, slot: int) -> RunTask | None:
         with self._changed:
-            while not self._queue and not self._closed:
+            while not self._closed and not self._may_begin():
                 self._changed.wait()
             if self._closed:
                 return None
@@ -175,9 +198,12 @@ class Slots:
         with self._changed:
             self._running.pop(end.task, None)
             self._marks[slot] = NOTHING
-            run = self._take(slot) if self._queue and not self._closed else None
+            run = self._take(slot) if self._may_begin() else None
             self._post(SlotEnded(end, None if run is None else _task(run)))
             return run
+
+    def _may_begin(self) -> bool:
+        return bool(self._queue) and self._now_s() < self._lease_end_s
 
     def _take(self, slot: int) -> RunTask:
         run = self._queue.popleft()

@@ -152,10 +152,11 @@ class ChildStopped:
 @record
 class ChildrenSeen:
     """Answers ``Measure`` in a worker: (executor, busy seconds so far, stopped) of every live child, and
-    what is free on the disk of the stores."""
+    what is free on the disk of the stores.  ``said``: the last beat that each of them has sent."""
 
     executors: tuple[tuple[Incarnation, float, bool], ...] = ()
     free_bytes: int = 0
+    said: tuple[tuple[Incarnation, int], ...] = ()
 
 
 @record
@@ -351,6 +352,13 @@ class InterruptTask:
 
 
 @record
+class Leased:
+    """Until then, on the clock of ``handle``, queued attempts may begin; each begins only if it still holds."""
+
+    until_s: float
+
+
+@record
 class LoadBlob:
     """Keep a stage's functions for the tasks to come."""
 
@@ -409,7 +417,7 @@ Effect = (
     Send | SendBlob | ClosePeer | Note
     | DeliverResult | WithdrawResults | MergeAccums | FinishJob
     | SpawnExecutor | KillProcess | AskStacks | DropStores
-    | RunTask | InterruptTask | LoadBlob | Forget | LearnHosts | Exit
+    | RunTask | InterruptTask | Leased | LoadBlob | Forget | LearnHosts | Exit
     | Measure | Connect | WatchProcess
 )  # fmt: skip
 

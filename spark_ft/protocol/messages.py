@@ -240,12 +240,14 @@ class BlobWanted:
 @record
 class ExecutorBeat:
     """Progress, every heartbeat interval: how far each running attempt is, CPU seconds of the
-    process, memory in bytes.  A missing beat is not death: the worker tells of that."""
+    process, memory in bytes.  ``acked``: the last beat whose answer has come, so that the driver knows that
+    it is heard.  A missing beat is not death: the worker tells of that."""
 
     number: int
     running: tuple[TaskProgress, ...] = ()
     cpu_s: float = 0.0
     rss_anon_bytes: int = 0
+    acked: int = 0
 
 
 # --- Driver to executor -------------------------------------------------------------------
@@ -335,7 +337,8 @@ class DropBlocks:
 
 @record
 class BeatAck:
-    """Answers ExecutorBeat ``number``; the executor's lease counts from when it sent that beat."""
+    """The executor's lease counts from when it sent ExecutorBeat ``number``: the last one that proved that
+    it hears the driver (scheduler/leases.py).  Answers every beat, late ones too."""
 
     number: int
 
@@ -408,11 +411,13 @@ class ExecutorsUnavailable:
 @record
 class WorkerBeat:
     """The worker lives and vouches for its children: (executor, seconds that it was busy, stopped).  Busy
-    is CPU time, and time in which a thread of it waited for the GIL."""
+    is CPU time, and time in which a thread of it waited for the GIL.  ``said``: the last beat that each of
+    them has sent, which tells a busy one from one that is cut off."""
 
     number: int
     executors: tuple[tuple[Incarnation, float, bool], ...] = ()
     free_bytes: int = 0
+    said: tuple[tuple[Incarnation, int], ...] = ()
 
 
 # --- Driver to worker ---------------------------------------------------------------------

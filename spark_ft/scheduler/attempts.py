@@ -120,9 +120,11 @@ class Attempts:
         self._turn.send(attempt.executor.id, KillTask(attempt.task_id, "another executor is idle", True))
 
     def enforce(self) -> None:
-        """Processes that are deaf to KillTask are killed (EX-15)."""
-        for attempt, until_s in list(self.killing.values()):
-            if self._turn.now_s >= until_s:
+        """Processes that are deaf to KillTask are killed (EX-15), once they can have heard it."""
+        for id, (attempt, until_s) in list(self.killing.items()):
+            if not attempt.executor.heeds:
+                self.killing[id] = attempt, self._turn.now_s + _KILL_ANSWER_S
+            elif self._turn.now_s >= until_s:
                 self.doom(attempt.executor, f"deaf to KillTask of attempt {attempt}")
 
     def doom(self, executor: ExecutorState, why: str) -> None:

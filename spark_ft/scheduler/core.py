@@ -73,7 +73,7 @@ from spark_ft.scheduler.stalls import Stalls
 from spark_ft.scheduler.turn import Turn
 from spark_ft.settings import Settings
 
-_SWEEP_S = 0.5
+_SWEEP_S = 0.5  # and shorter where little lies between a lease's end and the bound of its loss
 _STALL_S = 2.0  # a wakeup that comes so late means that this process was not running
 
 
@@ -113,6 +113,7 @@ class SchedulerCore:
             settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health, self.dag
         )
         self._stopping = False
+        self._every_s = min(_SWEEP_S, (settings.lost_after_s - settings.lease_s) / 4)
         self._stalled_s = 0.0  # how long the driver has been stalled in all
         self._last_s: float | None = None  # the host's clock at the last event
         self._due_s: float | None = None  # when a wakeup was asked for, on the host's clock
@@ -184,7 +185,7 @@ class SchedulerCore:
             self._stalled_s += stall_s
             self.turn.note("driver_stalled", seconds=round(stall_s, 3))
         self.turn.now_s = now_s - self._stalled_s
-        self._due_s = now_s + _SWEEP_S  # should this turn raise, the next one is not at once
+        self._due_s = now_s + self._every_s  # should this turn raise, the next one is not at once
 
     # --- Messages ---------------------------------------------------------------------------
 
@@ -289,7 +290,7 @@ class SchedulerCore:
             for stage in self.dag.active.values():
                 assert stage.tasks is not None
                 slow_possible |= stage.tasks.find_slow(self.settings, self.turn.now_s)
-        every_s = self.settings.speculation_interval_s if slow_possible else _SWEEP_S
+        every_s = self.settings.speculation_interval_s if slow_possible else self._every_s
         self._sweep_s = self.turn.now_s + every_s
 
     # --- For tests and simulation -----------------------------------------------------------

@@ -1,15 +1,14 @@
 """Executors: who is alive, who has a free slot, who has been given up.
 
 An executor is lost only when its worker says that it exited, its worker is lost, it stayed stopped,
-its link is gone and no exit was told, or when its own beats are missing *and* the CPU time that
-its worker vouches for stands still.  Missing beats with growing CPU time mean busy: a task that
-holds the GIL for half a minute silences every Python thread of the healthiest process.
+its link is gone and no exit was told, the way between us is cut (leases.py), or when its own beats are
+missing *and* the CPU time that its worker vouches for stands still.  Missing beats with growing CPU time
+mean busy: a task that holds the GIL for half a minute silences every Python thread of the healthiest process.
 
 Invariants
   * an incarnation is at most one of: live, fenced; once fenced it is never live again (S8).
   * no attempt is on an executor that is not live; slots in use never exceed slots (S12).
-  * an executor is given up strictly later than the last lease it can have been granted ends (S30):
-    the settings keep ``lease_s < lost_after_s``, and silence counts from the last word *heard*.
+  * an executor is given up strictly later than the last lease it can have been granted ends (S30).
   * ``slow`` holds exactly the live ones that were slow repeatedly.  They come last and are given no queue;
     a gray failure (EX-10) is no reason to kill anybody.
   * ``idle`` and ``roomy`` hold exactly the executors with a free slot, and with room in the queue.
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from spark_ft.ids import BlobId, Generation, HostId, Incarnation, NodeId, ShuffleId, TaskId
+from spark_ft.scheduler.leases import Lease
 from spark_ft.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class ExecutorState:
     """One live executor.  ``running`` holds every attempt it was sent and has not ended, in order."""
 
     __slots__ = (
-        "beat_s", "blobs", "cpu_grew_s", "cpu_s", "depth", "doomed", "gone_s", "heard_s", "host", "id",
-        "mean_s", "outputs", "pid", "progress", "purging", "running", "slots", "slowness", "stopped_s",
-        "worker",
+        "beat_s", "blobs", "cpu_grew_s", "cpu_s", "cut", "depth", "doomed", "gone_s", "heard_s", "host", "id",
+        "lease", "mean_s", "outputs", "pid", "progress", "purging", "running", "slots", "slowness",
+        "stopped_s", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +72,8 @@ class ExecutorState:
         self.mean_s = LOOKAHEAD_S  # how long its attempts take, the latest counting most
         self.depth = depth  # attempts that may stand in its queue behind the running ones
         self.heard_s = self.beat_s = now_s
+        self.lease = Lease(now_s)
+        self.cut = ""  # how the way to it, or back, is cut: until that heals it gets nothing
         self.progress: dict[TaskId, Seen] = {}  # of the attempts that its last beat told of
         self.slowness = 0.0  # how often a twin elsewhere was faster, less what it did at the usual pace since
         self.cpu_s = -1.0
@@ -83,7 +85,12 @@ class ExecutorState:
 
     @property
     def accepting(self) -> bool:
-        return self.worker.has_spoken and self.stopped_s is None and self.gone_s is None and not self.doomed
+        return self.heeds and self.worker.has_spoken and self.gone_s is None and not self.doomed
+
+    @property
+    def heeds(self) -> bool:
+        """Whether it can do what it is told, as far as is known."""
+        return self.stopped_s is None and not self.cut
 
     def silent_s(self, now_s: float) -> float:
         return now_s - self.heard_s
@@ -217,14 +224,27 @@ class Executors:
                 attempt.suspect = False
             self.touch(executor)
 
+    def cuts(self, now_s: float) -> Iterator[tuple[ExecutorState, str]]:
+        """Executors to or from which the way is cut, or is not any more."""
+        for executor in list(self.live.values()):
+            cut = executor.lease.cut(self._settings, now_s)
+            if cut != executor.cut:
+                executor.cut = cut
+                self.touch(executor)
+                yield executor, cut
+
     def silent(self, now_s: float) -> Iterator[tuple[ExecutorState, str]]:
         """Executors to be given up now, and why."""
-        limit_s = self._settings.lost_after_s
+        limit_s = self._settings.silence_s
         for executor in list(self.live.values()):
+            if not executor.lease.is_over(self._settings, now_s):
+                continue
             if executor.gone_s is not None and executor.silent_s(now_s) > limit_s:
                 yield executor, "its link is gone and its worker told of no exit"
             elif executor.stopped_s is not None and now_s - executor.stopped_s > limit_s:
                 yield executor, "it was stopped for too long"
+            elif executor.cut:
+                yield executor, executor.cut
             elif executor.silent_s(now_s) > limit_s and now_s - executor.cpu_grew_s > limit_s:
                 yield executor, "it was silent and not busy"
 
@@ -239,5 +259,5 @@ class Executors:
         ]
 
     def silent_workers(self, now_s: float) -> list[WorkerState]:
-        limit_s = self._settings.lost_after_s
+        limit_s = self._settings.silence_s
         return [worker for worker in self.workers.values() if now_s - worker.heard_s > limit_s]

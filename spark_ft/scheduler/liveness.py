@@ -3,6 +3,7 @@
   ExecutorExited            the process is gone; committed outputs are adopted (EX-4), its outputs stay (EX-2)
   WorkerLost, PeerGone …    all its executors, and what lay on its host's disks, in one turn (WK-2)
   silence                   given up strictly later than the lease (S30), fenced, and killed by its worker
+  stopped, or deaf to us    gets nothing more, and what waits in its queue is given to others at once
   a stall of the driver     is nobody's silence: all clocks here count awake time (CLK-4)
 
 Invariants: those of executors.py; besides, every executor that leaves is fenced in the same turn (S8).
@@ -34,6 +35,7 @@ from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.ends import Ends
 from spark_ft.scheduler.executors import Executors, ExecutorState, WorkerState
 from spark_ft.scheduler.health import blame_of_exit, exit_text
+from spark_ft.scheduler.leases import DEAF
 from spark_ft.scheduler.recovery import Recovery
 from spark_ft.scheduler.taskset import Attempt
 from spark_ft.scheduler.turn import Turn
@@ -137,19 +139,35 @@ class Liveness:
     # --- They live ---
 
     def executor_beat(self, executor: ExecutorState, beat: ExecutorBeat) -> None:
-        self._turn.send(executor.id, BeatAck(beat.number))
+        granted = executor.lease.heard(beat.number, beat.acked, self._turn.now_s)
+        self._turn.send(executor.id, BeatAck(granted))
 
     def worker_beat(self, beat: WorkerBeat) -> None:
         for id, cpu_s, stopped in beat.executors:
             executor = self._executors.live.get(id)
             if executor is not None:
                 self._executors.vouched(executor, cpu_s, stopped, self._turn.now_s)
+                if stopped:
+                    self._give_back(executor, "it is stopped")
+        for id, number in beat.said:
+            executor = self._executors.live.get(id)
+            if executor is not None:
+                executor.lease.vouched(number, self._turn.now_s)
 
     def executor_stopped(self, id: Incarnation, stopped: bool) -> None:
         executor = self._executors.live.get(id)
         if executor is not None:
             self._turn.note("executor_stopped", executor=id, stopped=stopped)
             self._executors.stopped(executor, stopped, self._turn.now_s)
+            if stopped:
+                self._give_back(executor, "it is stopped")
+
+    def _give_back(self, executor: ExecutorState, why: str) -> None:
+        """What waits in the queue of an executor that can begin nothing is for others.  Safe though it may
+        have begun unheard, or begin when it wakes: the attempt counts no more."""
+        for attempt in list(executor.running.values()):
+            if attempt.started_s is None and attempt.counts:
+                self._dag.restart(attempt, why)
 
     def peer_gone(self, peer: Incarnation, why: str) -> None:
         """A link is gone.  An executor's worker will say how it ended; nobody speaks for a worker."""
@@ -251,6 +269,10 @@ class Liveness:
             self.lose_worker(worker, f"nothing was heard of it for {now_s - worker.heard_s:.1f} s")
         for executor in self._executors.unreported(now_s):
             self._attempts.doom(executor, "its link is gone")
+        for executor, cut in self._executors.cuts(now_s):
+            self._turn.note("executor_cut_off", executor=executor.id, why=cut)
+            if cut == DEAF:
+                self._give_back(executor, cut)
         for executor, why in self._executors.silent(now_s):
             self._turn.send(executor.worker.id, KillExecutor(executor.id, why))
             self._lose(executor, why, "system" if executor.doomed else "executor")

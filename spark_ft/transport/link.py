@@ -8,7 +8,8 @@ What holds, for any behaviour of the channel:
 
 - The bodies delivered are a prefix of the bodies that the peer's link was given (NET-1..3).
 - They become all of them if a frame that is sent often enough gets through once in a while:
-  everything unacknowledged is sent again, after 0.25 s, then ever more seldom up to 2 s.
+  everything unacknowledged is sent again, after 0.25 s, then ever more seldom up to 2 s; but as long as the
+  peer is heard of, again after 0.25 s: a bad link must not look like a cut one (scheduler/leases.py).
 - ``acked <= sent``; ``received`` and ``acked`` only grow.  A frame is forgotten only when the
   peer has said that it delivered it, which is why forgetting it is safe.
 - At most WINDOW frames, or FLIGHT_BYTES and one frame, are under way; the receiver keeps at most
@@ -80,6 +81,9 @@ class Link:
     def receive(self, seq: int, ack: int, body: bytes | memoryview, now_s: float) -> list[bytes | memoryview]:
         """A frame has come: the bodies that can be delivered now, in order."""
         self.acknowledged(ack, now_s)
+        if self._retry_s > RETRY_S and self._flying:  # it lives: what it lacks was lost
+            self._retry_s = RETRY_S
+            self._retry_at_s = min(self._retry_at_s, now_s + RETRY_S)
         if seq == 0 or seq > self._received + WINDOW:
             return []
         if seq <= self._received or seq in self._early:

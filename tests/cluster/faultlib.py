@@ -365,6 +365,37 @@ class Killer:
             self.error = error
 
 
+# --- Cuts ---------------------------------------------------------------------------------------------
+
+
+class Cut:
+    """The network between the driver and some peers, cut at the driver's end until ``heal``: frames ``to``
+    them, or ``of`` them, or both, are lost.  ``lost`` counts them."""
+
+    def __init__(self, running: Running, *peers: str, to: bool = True, of: bool = True) -> None:
+        self._host, self._peers = running.sc._driver._host, frozenset(peers)
+        self.lost = {"to": 0, "of": 0}
+        transmit, frame = self._host._transmit, self._host._frame
+
+        def out(peer: Any, data: Any) -> None:
+            if to and peer.incarnation in self._peers:
+                self.lost["to"] += 1
+            else:
+                transmit(peer, data)
+
+        def inward(data: bytes, routing_id: bytes, socket: Any) -> None:
+            if of and routing_id.decode() in self._peers:
+                self.lost["of"] += 1
+            else:
+                frame(data, routing_id, socket)
+
+        self._host._transmit, self._host._frame = out, inward
+
+    def heal(self) -> None:
+        for name in ("_transmit", "_frame"):
+            self._host.__dict__.pop(name, None)
+
+
 # --- Contexts -------------------------------------------------------------------------------------------
 
 
@@ -453,6 +484,19 @@ def python(*arguments: str) -> dict[str, Any]:
     """What ``subprocess`` needs to run this very Python on this very source."""
     path = os.pathsep.join(filter(None, sys.path))
     return {"args": [sys.executable, *arguments], "env": {**os.environ, "PYTHONPATH": path}}
+
+
+def outputs_in(root: Path, host: str, store: str) -> list[Any]:
+    """The map outputs that a store holds whole.  An environment must not be opened twice in a process, so
+    it is a copy that is looked at."""
+    from spark_ft.ids import HostId
+    from spark_ft.storage.blocks import StoreReader
+
+    with tempfile.TemporaryDirectory(prefix="sft-") as copy:
+        if not (root / "stores" / store).is_dir():
+            return []
+        shutil.copytree(root / "stores" / store, Path(copy, "stores", store))
+        return StoreReader({HostId(host): Path(copy)}).outputs(HostId(host), store, deep=True)
 
 
 # --- Leaks ------------------------------------------------------------------------------------------------

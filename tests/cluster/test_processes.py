@@ -248,7 +248,7 @@ def test_executors_are_children_of_the_worker_and_leaders_of_their_own_sessions(
 ) -> None:
     app = start()
     for pid in app.up(2).values():
-        assert psutil.Process(pid).ppid() == app.worker_pid()
+        wait_for(lambda pid=pid: psutil.Process(pid).ppid() == app.worker_pid(), "its first parent to vanish")
         assert os.getsid(pid) == pid
 
 

@@ -6,6 +6,7 @@ throws one away.  After the schedule comes fair weather, in which every frame ar
 must have delivered exactly what the other was given.
 """
 
+import itertools
 from random import Random
 
 from hypothesis import given
@@ -224,3 +225,16 @@ def test_an_acknowledgement_of_what_was_never_sent_is_ignored() -> None:
     assert link.unacked == 1
     link.acknowledged(1, 0.0)
     assert link.unacked == 0
+
+
+def test_NET_1_what_was_lost_is_sent_again_soon_while_the_peer_is_heard_of() -> None:
+    """Or a bad link would keep quiet for seconds, and look like a cut one."""
+    link, now_s = Link(0.0), 0.0
+    link.send(b"x")
+    link.poll(0.0)
+    times = []
+    for _ in range(40):
+        now_s += 0.1
+        link.receive(0, 0, b"", now_s)  # it lives, and has not got it
+        times += [now_s for frame in link.poll(now_s) if frame.seq]
+    assert max(b - a for a, b in itertools.pairwise([0.0, *times])) <= 2 * RETRY_S

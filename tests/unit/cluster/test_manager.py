@@ -117,7 +117,7 @@ def test_a_lost_worker_is_told_of_fenced_and_replaced_from_what_is_free(silent: 
         driven.now_s += SETTINGS.lost_after_s / 2
         driven.tell(worker(1), WorkerBeat(1))
         wakeup_s = driven.core.wakeup_s()
-        assert wakeup_s == 100.0 + SETTINGS.lost_after_s
+        assert wakeup_s == 100.0 + SETTINGS.silence_s
         driven.now_s = wakeup_s
         effects = driven.event(Tick())
     else:

@@ -13,6 +13,7 @@ from spark_ft.protocol.effects import (
     Forget,
     InterruptTask,
     LearnHosts,
+    Leased,
     LoadBlob,
     Measure,
     PeerGone,
@@ -118,7 +119,10 @@ def test_hello_is_repeated_every_second_until_welcomed() -> None:
     hello = Send(DRIVER, ExecutorHello(ME, WORKER, HostId("host-0"), 7, 1, {"python": "3"}))
     assert driven.at(100.0) == [hello]
     assert driven.at(102.5) == [hello, hello]
-    assert driven.tell(ExecutorWelcome({HostId("host-1"): "tcp://x"})) == [LearnHosts({"host-1": "tcp://x"})]
+    assert driven.tell(ExecutorWelcome({HostId("host-1"): "tcp://x"})) == [
+        Leased(100.0 + SETTINGS.lease_s),
+        LearnHosts({"host-1": "tcp://x"}),
+    ]
     assert hello not in driven.at(110.0)
 
 
@@ -264,8 +268,12 @@ def test_beats_carry_progress_of_what_runs() -> None:
     assert driven.event(Tick()) == []  # measured already
     one, other = TaskProgress(TaskId(1), 40, 7, 0.5), TaskProgress(TaskId(2), 1)
     effects = driven.event(Progress((one, other), 2.5, 1000))
-    assert effects == [Send(DRIVER, ExecutorBeat(1, (one,), 2.5, 1000))]
+    assert effects == [Send(DRIVER, ExecutorBeat(1, (one,), 2.5, 1000, acked=0))]
+    driven.tell(BeatAck(1))
     assert driven.core.wakeup_s() == pytest.approx(102.0)
+    driven.now_s = 102.0
+    driven.event(Tick())
+    assert driven.event(Progress())[0] == Send(DRIVER, ExecutorBeat(2, acked=1))
 
 
 def test_EX_7_without_an_acknowledged_beat_the_lease_ends_and_launches_are_held() -> None:
@@ -284,6 +292,17 @@ def test_EX_7_the_lease_counts_from_when_the_beat_was_sent() -> None:
     assert given(driven.tell(BeatAck(number))) == []  # an answer that came after it ran out renews nothing
     assert given(driven.tell(BeatAck(number + 7))) == []  # nor does one to a beat never sent
     assert given(driven.tell(BeatAck(driven.beat(driven.now_s)))) == [1]
+
+
+def test_NET_7_an_answer_that_came_too_late_to_renew_the_lease_is_confirmed_at_once() -> None:
+    """The driver stood still: it grants the next lease only to a beat that proves that it is heard."""
+    driven = Driven(driver_is_local=True)
+    number = driven.beat(101.0)
+    driven.now_s = 130.0
+    assert driven.tell(BeatAck(number)) == [Leased(101.0 + SETTINGS.lease_s), Measure()]
+    sent = driven.event(Progress())[0]
+    assert isinstance(sent, Send) and isinstance(sent.message, ExecutorBeat) and sent.message.acked == number
+    assert Leased(130.0 + SETTINGS.lease_s) in driven.tell(BeatAck(sent.message.number))
 
 
 def test_EX_7_work_that_was_given_before_the_lease_ended_is_finished_and_reported() -> None:

@@ -272,3 +272,36 @@ def test_TK_4_the_marks_always_say_what_a_slot_runs(tmp_path, posted: Posted) ->
     drive(slots, threading.Thread(target=script))
     assert seen == [(7,), (8,)]
     assert read_marks(path) == ()
+
+
+def test_CLK_3_what_waits_in_the_queue_begins_only_while_the_lease_holds(posted: Posted) -> None:
+    """The process stands still while it runs an attempt; when it goes on the lease is over."""
+    now_s = [0.0]
+
+    class Stalls(Runner):
+        def run(self, run: RunTask) -> TaskEnd:
+            now_s[0] += 9.0
+            return super().run(run)
+
+    runner = Stalls()
+    slots = Slots(runner, posted.put, now_s=lambda: now_s[0])
+    slots.lease(8.0)
+    slots.put(attempt(2))
+    slots.put(attempt(4))
+    seen: list[SlotStarted | SlotEnded] = []
+
+    def script() -> None:
+        seen.extend(posted.get(timeout=10) for _ in range(2))
+        slots.lease(8.5)  # an answer that came too late grants nothing
+        seen.append(SlotEnded(TaskEnd(TaskId(-1), Success())) if posted.empty() else posted.get())
+        slots.lease(17.0)
+        seen.extend(posted.get(timeout=10) for _ in range(2))
+        slots.close()
+
+    drive(slots, threading.Thread(target=script))
+    assert seen[:3] == [
+        SlotStarted(TaskId(2)),
+        SlotEnded(TaskEnd(TaskId(2), Success()), None),
+        SlotEnded(TaskEnd(TaskId(-1), Success())),
+    ]
+    assert seen[3] == SlotStarted(TaskId(4)) and runner.ran == [2, 4]

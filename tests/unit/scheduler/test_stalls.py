@@ -122,7 +122,7 @@ def test_TK_6_a_task_that_ends_while_its_stack_is_asked_for_is_not_blamed() -> N
     assert stand.finished[job] is None
 
 
-def test_EX_10_tasks_of_a_stopped_executor_start_elsewhere_after_a_second() -> None:
+def test_EX_10_a_task_of_a_stopped_executor_starts_elsewhere_after_a_second_and_its_queue_at_once() -> None:
     lineage, stand = Lineage(), Stand(executors=2, speculation=True, prefetch_tasks=1)
     job = stand.submit(lineage, lineage.source(4))
     stand.start(stand.one(0), stand.one(1))
@@ -136,7 +136,8 @@ def test_EX_10_tasks_of_a_stopped_executor_start_elsewhere_after_a_second() -> N
         stand.pass_time(1.0)
         stand.succeed(*[task for task in stand.running() if task.executor == "e1"])
     assert stand.finished[job] is None
-    assert {note["partition"] for note in stand.noted("speculation")} == {task.partition for task in mine}
+    assert {note["partition"] for note in stand.noted("speculation")} == {mine[0].partition}
+    assert stand.starts() == {p: 2 if p in {task.partition for task in mine} else 1 for p in range(4)}
 
 
 def test_EX_10_an_executor_that_goes_on_keeps_its_tasks() -> None:
