@@ -162,6 +162,8 @@ class Settings:
     fetch_retries: int = _key("spark.shuffle.io.maxRetries", 3, _whole, "then the failure is reported", least=0)
     fetch_timeout_s: float = _key("spark.ft.fetch.timeout", 5.0, seconds, "without a byte, per try", least=_SHORTEST_S)
     fetch_window_bytes: int = _key("spark.reducer.maxSizeInFlight", 48 << 20, _mebibytes, "credit of a reducer", least=1 << 20)
+    shuffle_replicas: int = _key("spark.ft.shuffle.replicas", 1, _whole, "hosts that hold each map output", least=1)
+    replicate_again: bool = _key("spark.storage.replication.proactive", True, boolean, "copies in place of lost ones")
     compress: bool = _key("spark.shuffle.compress", True, boolean, "of shuffle batches, where it pays")
     python_worker_memory_bytes: int = _key("spark.python.worker.memory", 512 << 20, _mebibytes, "one aggregation", least=1 << 20)
     segment_bytes: int = _key("spark.ft.store.segmentSize", 1 << 30, size_bytes, "map size of a store segment", least=1 << 20)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spark_ft.ids import (
@@ -53,6 +53,8 @@ from spark_ft.protocol.messages import (
     BeatAck,
     BlockRef,
     CachedBlock,
+    CopyMade,
+    CopyOrder,
     EndReason,
     ExecutorBeat,
     ExecutorExited,
@@ -63,6 +65,7 @@ from spark_ft.protocol.messages import (
     KillTask,
     Launch,
     LaunchTasks,
+    MakeCopies,
     MapOutputs,
     MapStatus,
     Message,
@@ -73,6 +76,7 @@ from spark_ft.protocol.messages import (
     UserError,
     WorkerBeat,
     WorkerHello,
+    WorkerLost,
 )
 from spark_ft.scheduler.core import SchedulerCore
 from spark_ft.settings import Settings
@@ -126,11 +130,8 @@ class Lineage:
     def reduce(self, parent: NodeId, reduce_count: int) -> NodeId:
         return self.read(self.shuffle(parent, reduce_count))
 
-    def persist(self, node: NodeId) -> NodeId:
-        old = self.nodes[node]
-        self.nodes[node] = NodeShape(
-            node, old.partition_count, old.narrow, old.shuffles, True, old.preferred, old.name
-        )
+    def persist(self, node: NodeId, replication: int = 1) -> NodeId:
+        self.nodes[node] = replace(self.nodes[node], persisted=True, replication=replication)
         return node
 
     def shape(self, target: NodeId) -> LineageShape:
@@ -202,7 +203,8 @@ class Stand:
         self.checksums: dict[tuple[ShuffleId, int], int] = {}
         self._jobs = 0
         self._executors = 0
-        self.host_of: dict[Incarnation, HostId] = {}
+        self.host_of: dict[Incarnation, HostId] = {}  # of executors and workers
+        self.orders: dict[int, tuple[Incarnation, CopyOrder]] = {}  # for copies, not answered yet
         for index in range(hosts):
             self.add_worker(f"h{index}")
         for index in range(executors):
@@ -269,6 +271,7 @@ class Stand:
 
     def add_worker(self, host: str, name: str = "") -> Incarnation:
         id = Incarnation(name or f"worker-{host}")
+        self.host_of[id] = HostId(host)
         self.tell(id, WorkerHello(id, HostId(host), 1, f"tcp://{host}", f"/{host}"))
         return id
 
@@ -363,6 +366,38 @@ class Stand:
             task = next(iter(self.open.values()))
             self.succeed(task)
 
+    def copy(self, *numbers: int) -> None:
+        """These orders, or all that are open, are carried out."""
+        for number in numbers or list(self.orders):
+            maker, order = self.orders.pop(number)
+            self.tell(maker, self.copied(maker, order))
+
+    def copied(self, maker: Incarnation, order: CopyOrder) -> CopyMade:
+        """The answer of a maker that had no trouble."""
+        host = self.host_of[maker]
+        if order.output is not None:
+            return CopyMade(order.number, replace(order.output, host=host, store=maker))
+        assert order.cached is not None
+        original = order.cached.block
+        size, checksum = (original.size_bytes, original.checksum) if original else (10, 7)
+        ref = BlockRef(host, maker, 0, b"copy%d" % order.number, size, checksum)
+        return CopyMade(order.number, cached=replace(order.cached, block=ref))
+
+    def copy_fails(self, evidence: str, *numbers: int) -> None:
+        """These orders, or all that are open, come to nothing."""
+        for number in numbers or list(self.orders):
+            maker, _ = self.orders.pop(number)
+            self.tell(maker, CopyMade(number, evidence=evidence))
+
+    def lose_host(self, host: str) -> None:
+        """Its worker is gone, and all that it had."""
+        worker = Incarnation(f"worker-{host}")
+        for task in [t for t in self.open.values() if self.host_of[t.executor] == host]:
+            del self.open[task.task]
+        for number in [n for n, (maker, _) in self.orders.items() if self.host_of[maker] == host]:
+            del self.orders[number]
+        self.tell("manager-1", WorkerLost(worker, "gone"))
+
     # --- What the core asked for ---
 
     def running(self, job: JobId | None = None) -> list[Launched]:
@@ -440,6 +475,11 @@ class Stand:
                     self.launched[launch.task] = self.open[launch.task] = launched
             case BeatAck(number) if to not in self.deaf:
                 self.acked[to] = number
+            case MakeCopies(orders, hosts):
+                for order in orders:
+                    self.orders[order.number] = to, order
+                    source = source_of(order)
+                    assert source is None or source in hosts, "a copier is told where to read"
             case MapOutputs():
                 self.told.setdefault(to, {})[message.shuffle] = message
 
@@ -448,6 +488,14 @@ class Stand:
         told = {m.task for m in self.messages(KillTask) if not m.queued_only}
         for task in [t for t in self.open.values() if t.task in told]:
             self.end(task, Killed("told to"))
+
+
+def source_of(order: CopyOrder) -> HostId | None:
+    """The host that a copy is to be read from; None: it is in the maker's own memory."""
+    if order.output is not None:
+        return order.output.host
+    assert order.cached is not None
+    return order.cached.block.host if order.cached.block is not None else None
 
 
 def block(node: int, partition: int, host: str = "h0", store: str = "e0") -> CachedBlock:

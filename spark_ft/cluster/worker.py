@@ -35,10 +35,13 @@ from spark_ft.protocol.effects import (
     ChildSpawned,
     ChildStopped,
     Connect,
+    Copy,
+    CopyEnded,
     DropStores,
     Effect,
     Event,
     Exit,
+    Forget,
     KillProcess,
     Measure,
     Note,
@@ -52,6 +55,7 @@ from spark_ft.protocol.effects import (
 from spark_ft.protocol.messages import (
     AppReleased,
     AssignExecutors,
+    DropBlocks,
     DropShuffles,
     DumpStacks,
     ExecutorExited,
@@ -62,6 +66,7 @@ from spark_ft.protocol.messages import (
     Fenced,
     Goodbye,
     KillExecutor,
+    MakeCopies,
     MapStatus,
     Message,
     RegisterWorker,
@@ -166,6 +171,9 @@ class WorkerCore:
                     out.append(Send(app.assignment.driver, ExecutorStacks(executor, text)))
             case ChildrenSeen():
                 self._seen(event, now_s, out)
+            case CopyEnded(owner, made):
+                if self._serves(owner):
+                    out.append(Send(owner, made))
             case PeerGone(peer, why):
                 self._peer_gone(peer, why, now_s, out)
             case _:  # Tick, and what is not for workers
@@ -200,17 +208,6 @@ class WorkerCore:
                     self._release(app, self._apps[app], now_s, out)
                 else:
                     out.append(Send(sender, AppReleased(app, self._me)))
-            case KillExecutor(executor, why):
-                found = self._app_of(executor)
-                if found is not None and found.assignment.driver == sender:
-                    out.append(Note("executor_killed_on_request", {"executor": executor, "why": why}))
-                    out.append(KillProcess(executor, SIGKILL))
-            case DumpStacks(executor):
-                found = self._app_of(executor)
-                if found is not None and found.assignment.driver == sender:
-                    out.append(AskStacks(executor))
-            case DropShuffles(fingerprints):
-                out.append(DropStores(fingerprints=tuple(fingerprints)))
             case WorkerRegistered():
                 if not self._registered:
                     self._registered = True
@@ -223,6 +220,28 @@ class WorkerCore:
                 out.append(Exit(EXIT_FENCED, f"fenced: {why}"))
             case Fenced(why) | Goodbye(why):
                 self._driver_gone(sender, why, now_s, out)
+            case _:
+                self._from_driver(sender, message, out)
+
+    def _from_driver(self, sender: Incarnation, message: Message, out: list[Effect]) -> None:
+        """What a driver wants of its executors and of this host's stores."""
+        match message:
+            case KillExecutor(executor, why):
+                found = self._app_of(executor)
+                if found is not None and found.assignment.driver == sender:
+                    out.append(Note("executor_killed_on_request", {"executor": executor, "why": why}))
+                    out.append(KillProcess(executor, SIGKILL))
+            case DumpStacks(executor):
+                found = self._app_of(executor)
+                if found is not None and found.assignment.driver == sender:
+                    out.append(AskStacks(executor))
+            case DropShuffles(fingerprints):
+                out.append(DropStores(fingerprints=tuple(fingerprints)))
+            case MakeCopies(orders, hosts):
+                if self._serves(sender):
+                    out.append(Copy(sender, orders, hosts))
+            case DropBlocks(nodes=nodes, copies=copies):
+                out.append(Forget(nodes=nodes, copies=copies))
             case _:
                 out.append(Note("message_not_for_worker", {"kind": type(message).__name__}))
 
@@ -282,6 +301,9 @@ class WorkerCore:
 
     def _app_of(self, executor: Incarnation) -> _App | None:
         return next((app for app in self._apps.values() if executor in app.children), None)
+
+    def _serves(self, driver: Incarnation) -> bool:
+        return any(app.assignment.driver == driver and not app.releasing for app in self._apps.values())
 
     def _lacking(self, app: _App) -> int:
         return app.assignment.count - sum(not child.surplus for child in app.children.values())

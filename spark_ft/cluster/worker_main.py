@@ -23,6 +23,7 @@ from spark_ft import failpoints
 from spark_ft.clock import BootClock
 from spark_ft.cluster import processes
 from spark_ft.cluster.configuration import WorkerConfig, read_config
+from spark_ft.cluster.copier import Copier
 from spark_ft.cluster.processes import Children, Pulse, Spec
 from spark_ft.cluster.scratch import Scratch, collect_leftovers
 from spark_ft.cluster.worker import SIGKILL, WorkerCore
@@ -30,7 +31,7 @@ from spark_ft.errors import RemoteProtocolError
 from spark_ft.executor import main as executor_main
 from spark_ft.executor import stacks
 from spark_ft.executor.slots import marks_path, read_beat, read_marks
-from spark_ft.ids import HostId, Incarnation
+from spark_ft.ids import Fingerprint, HostId, Incarnation
 from spark_ft.log import get_logger, set_level
 from spark_ft.protocol import codec
 from spark_ft.protocol.effects import (
@@ -40,9 +41,11 @@ from spark_ft.protocol.effects import (
     ChildSpawned,
     ChildStopped,
     Connect,
+    Copy,
     DropStores,
     Effect,
     Exit,
+    Forget,
     KillProcess,
     Measure,
     Note,
@@ -154,12 +157,15 @@ class _Worker:
             perform=self._perform,
             max_message_bytes=settings.max_message_bytes,
         )
+        self._copier = Copier(me, host, self._root, token, settings, self._host.post)
         self._host.connect(granter, config.granter_endpoint)
         self._actions: dict[type, Callable[[Any], None]] = {
             SpawnExecutor: self._spawn,
             KillProcess: self._kill,
             AskStacks: self._ask_stacks,
             DropStores: self._drop,
+            Copy: self._copier.copy,
+            Forget: lambda effect: self._copier.forget(effect.nodes, effect.copies),
             Measure: self._measure,
             Connect: lambda effect: self._host.connect(effect.to, effect.endpoint),
             WatchProcess: self._watch_process,
@@ -325,6 +331,7 @@ class _Worker:
                 shutil.rmtree(self._root / name, ignore_errors=True)
                 (self._root / name).mkdir(exist_ok=True)
             return
+        self._copier.drop(Fingerprint(item) for item in effect.fingerprints)
         self._dropped.update(effect.fingerprints)
         self._collect_at_s = min(self._collect_at_s, self._clock.now_s() + 1.0)  # several come together
 
@@ -343,7 +350,7 @@ class _Worker:
 
         spec = {
             "root": self._config.root,
-            "live": list(self._pids),
+            "live": [*self._pids, *([self._config.me] if self._copier.is_writing else [])],
             "dropped": [item.hex() for item in dropped],
         }
         self._children.spawn("collect", spec, stderr=self._service_log(), on_end=ended)

@@ -32,6 +32,8 @@ from dataclasses import dataclass, replace
 
 from spark_ft.ids import BlobId, Generation, HostId, Incarnation, ShuffleId, TaskId
 from spark_ft.protocol.effects import (
+    Copy,
+    CopyEnded,
     Effect,
     Event,
     Exit,
@@ -63,6 +65,7 @@ from spark_ft.protocol.messages import (
     Killed,
     KillTask,
     LaunchTasks,
+    MakeCopies,
     MapOutputs,
     Message,
     StageBlob,
@@ -156,6 +159,8 @@ class ExecutorCore:
                 self._started(task, out)
             case SlotEnded(end, started):
                 self._ended(end, started, out)
+            case CopyEnded(owner, made):
+                out.append(Send(owner, made))
             case Progress():
                 self._progress(event, now_s, out)
             case _:  # Tick, and what is not for executors
@@ -209,17 +214,22 @@ class ExecutorCore:
                 self._give(now_s, out)
             case Hosts(hosts):
                 out.append(LearnHosts({str(host): endpoint for host, endpoint in hosts.items()}))
-            case DropBlocks(nodes, blobs, shuffles, broadcasts):
-                self._blobs.difference_update(blobs)
-                for shuffle in shuffles:
-                    self._outputs.pop(shuffle, None)
-                out.append(Forget(nodes, blobs, shuffles, broadcasts))
+            case MakeCopies(orders, hosts):
+                out.append(Copy(self._driver, orders, hosts))
+            case DropBlocks():
+                self._drop(message, out)
             case Fenced(why):
                 self._exit(EXIT_FENCED, f"fenced: {why}", out)
             case Goodbye(why):
                 self._exit(0, f"the driver said goodbye: {why}", out)
             case _:
                 out.append(Note("message_not_for_executor", {"kind": type(message).__name__}))
+
+    def _drop(self, gone: DropBlocks, out: list[Effect]) -> None:
+        self._blobs.difference_update(gone.blobs)
+        for shuffle in gone.shuffles:
+            self._outputs.pop(shuffle, None)
+        out.append(Forget(gone.nodes, gone.blobs, gone.shuffles, gone.broadcasts, gone.copies))
 
     def _want_blob(self, blob: BlobId, out: list[Effect]) -> None:
         if blob not in self._blobs and blob not in self._wanted:

@@ -48,6 +48,7 @@ class ProcessEnv:
         self.settings, self.me, self.host, self.root = settings, me, host, root
         self._token = token
         self.hosts: dict[HostId, str] = {}
+        self.unreachable: dict[HostId, float] = {}  # see ShuffleReader
         share = int(settings.executor_memory_bytes * settings.memory_fraction)
         execution = int(share * (1 - settings.storage_fraction)) // settings.executor_cores
         self.budget_bytes = min(execution, settings.python_worker_memory_bytes)
@@ -113,7 +114,7 @@ class Env:
     def __init__(self, process: ProcessEnv, outputs: Sequence[MapOutputs]) -> None:
         self.process = process
         self._outputs: dict[ShuffleId, MapOutputs] = {item.shuffle: item for item in outputs}
-        self._shuffle = ShuffleReader(process.reader, process.client, process.reachable)
+        self._shuffle = ShuffleReader(process.reader, process.client, process.reachable, process.unreachable)
         self.budget_bytes, self._spill_dir = process.budget_bytes, process.spill_dir
         self.record_count = 0  # read from shuffles so far: the task's progress
 

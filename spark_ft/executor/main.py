@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from spark_ft import closures, failpoints
 from spark_ft.clock import BootClock, cpu_s
 from spark_ft.executor.core import ExecutorCore
+from spark_ft.executor.exporter import Exporter
 from spark_ft.executor.progress import Meter
 from spark_ft.executor.slots import Slots, marks_path, open_marks
 from spark_ft.executor.stacks import answer_requests, stacks_path
@@ -34,6 +35,7 @@ from spark_ft.executor.task import TaskRunner
 from spark_ft.executor.versions import versions
 from spark_ft.ids import HostId, Incarnation
 from spark_ft.protocol.effects import (
+    Copy,
     Effect,
     Event,
     Exit,
@@ -119,12 +121,14 @@ class _Executor:
         answer_requests(stacks_path(self._ready_path))
         self._marks = open_marks(marks_path(self._ready_path), spec["slots"])
         self._slots = Slots(self._runner, self._host.post, spec["slots"], self._marks, clock.now_s)
+        self._exporter = Exporter(self._runner.env, self._runner.keep, self._host.post)
         self._host.connect(driver, spec["driver_endpoint"])
         self._host.watch(spec["lifeline"], _worker_gone)
         self._actions: dict[type, Callable[[Any], None]] = {
             RunTask: self._slots.put,
             LoadBlob: self._runner.load,
-            Forget: self._runner.forget,
+            Forget: self._forget,
+            Copy: self._exporter.copy,
             InterruptTask: lambda effect: self._slots.interrupt(effect.task, effect.hard, effect.queued_only),
             Leased: lambda effect: self._slots.lease(effect.until_s),
             LearnHosts: self._learn,
@@ -148,6 +152,10 @@ class _Executor:
         if not self._ready:  # the first word of the driver: this start has not failed
             self._ready = True
             self._ready_path.touch()
+
+    def _forget(self, effect: Forget) -> None:
+        self._runner.forget(effect)
+        self._exporter.forget(effect.copies)
 
     def _measure(self, effect: Measure) -> None:
         self._marks[-1] += 1  # the number of the beat that comes of it

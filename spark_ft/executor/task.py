@@ -76,6 +76,15 @@ class TaskRunner:
         self._current: dict[TaskId, Env] = {}
         broadcast.set_loader(Env(self._env, ()).read_block)
 
+    @property
+    def env(self) -> ProcessEnv:
+        return self._env
+
+    def keep(self, node: NodeId, block: BlockRef) -> None:
+        """A persisted partition lies in our store until the node is dropped."""
+        with self._lock:
+            self._kept.setdefault(node, []).append(block)
+
     # --- I/O thread ---
 
     def load(self, blob: LoadBlob) -> None:
@@ -130,10 +139,9 @@ class TaskRunner:
         finally:
             TaskContext._set(None)
             self._current.pop(launch.task, None)
-        with self._lock:
-            for held in attempt.cached:
-                if held.block is not None:
-                    self._kept.setdefault(held.node, []).append(held.block)
+        for held in attempt.cached:
+            if held.block is not None:
+                self.keep(held.node, held.block)
         updates = accumulators.take_updates() if isinstance(reason, Success) else ()
         return TaskEnd(
             launch.task,

@@ -25,7 +25,8 @@ class NarrowShape:
 
 @record
 class NodeShape:
-    """One node: narrow parents, shuffles it reads whole, and whether its partitions are persisted."""
+    """One node: narrow parents, shuffles it reads whole, whether its partitions are persisted, and on how
+    many hosts."""
 
     node: NodeId
     partition_count: int
@@ -34,6 +35,7 @@ class NodeShape:
     persisted: bool = False
     preferred: MappingABC[int, tuple[HostId, ...]] = field(default_factory=dict)
     name: str = ""
+    replication: int = 1
 
 
 @record
@@ -78,8 +80,9 @@ def shape_of(target: Node) -> LineageShape:
                 stack.append(dependency.parent)
         name, preferred = type(node).__name__, _preferred(node)
         nodes[node.id] = NodeShape(
-            node.id, node.partition_count, tuple(narrow), tuple(wide), node.is_persisted, preferred, name
-        )
+            node.id, node.partition_count, tuple(narrow), tuple(wide), node.is_persisted, preferred, name,
+            node.storage.replication,
+        )  # fmt: skip
     return LineageShape(target.id, nodes, shuffles)
 
 

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Protocol
 
-from spark_ft.ids import AppId, BlobId, Incarnation, JobId, NodeId, ShuffleId, StageId, TaskId
+from spark_ft.ids import AppId, BlobId, HostId, Incarnation, JobId, NodeId, ShuffleId, StageId, TaskId
 from spark_ft.lineage.shape import LineageShape
 from spark_ft.protocol.messages import (
     AssignExecutors,
     BlockRef,
+    CopyMade,
+    CopyOrder,
     EndReason,
     InlineResult,
     LaunchTasks,
@@ -195,8 +197,16 @@ class Progress:
     rss_anon_bytes: int = 0
 
 
+@record
+class CopyEnded:
+    """An order of a ``Copy`` has ended."""
+
+    owner: Incarnation
+    made: CopyMade
+
+
 Event = (
-    Received | PeerGone | Tick
+    Received | PeerGone | Tick | CopyEnded
     | JobSubmitted | CancelJobs | Released | ResourcesGranted | ResultLost | Stopping
     | ChildSpawned | ChildExited | ChildStopped | ChildrenSeen | StacksDumped
     | SlotStarted | SlotEnded | Progress
@@ -375,6 +385,17 @@ class Forget:
     blobs: tuple[BlobId, ...] = ()
     shuffles: tuple[ShuffleId, ...] = ()
     broadcasts: tuple[int, ...] = ()
+    copies: tuple[int, ...] = ()
+
+
+@record
+class Copy:
+    """Copy these blocks and outputs into a store of this process, or write partitions down from its
+    memory, without keeping any task from running; tell of each by a ``CopyEnded``."""
+
+    owner: Incarnation
+    orders: tuple[CopyOrder, ...]
+    hosts: Mapping[HostId, str] = field(default_factory=dict)
 
 
 @record
@@ -417,7 +438,7 @@ Effect = (
     Send | SendBlob | ClosePeer | Note
     | DeliverResult | WithdrawResults | MergeAccums | FinishJob
     | SpawnExecutor | KillProcess | AskStacks | DropStores
-    | RunTask | InterruptTask | Leased | LoadBlob | Forget | LearnHosts | Exit
+    | RunTask | InterruptTask | Leased | LoadBlob | Forget | Copy | LearnHosts | Exit
     | Measure | Connect | WatchProcess
 )  # fmt: skip
 

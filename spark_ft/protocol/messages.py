@@ -76,6 +76,18 @@ class CachedBlock:
 
 
 @record
+class CopyOrder:
+    """One thing to be copied under a number that only grows: a map output of the shuffle named
+    ``fingerprint``, or a partition.  A partition without a block is in the receiver's own memory, and is to
+    be written down by it."""
+
+    number: int
+    output: MapStatus | None = None
+    fingerprint: Fingerprint = Fingerprint(b"")
+    cached: CachedBlock | None = None
+
+
+@record
 class InlineResult:
     """A result task's answer, pickled, small enough (1 MiB) to travel in the message."""
 
@@ -289,13 +301,15 @@ class StageBlob:
 @record
 class MapOutputs:
     """Where the outputs of one shuffle are, for the tasks that read it; a later ``version``
-    replaces an earlier one.  Sent before the LaunchTasks that names this version."""
+    replaces an earlier one.  Sent before the LaunchTasks that names this version.  ``copies``: where some
+    of them are too."""
 
     shuffle: ShuffleId
     generation: Generation
     version: int
     fingerprint: Fingerprint
     statuses: tuple[MapStatus, ...]
+    copies: tuple[MapStatus, ...] = ()
 
 
 @record
@@ -327,12 +341,23 @@ class KillTask:
 
 @record
 class DropBlocks:
-    """Forget persisted nodes, blobs, broadcasts and shuffles that nothing needs any more."""
+    """Forget persisted nodes, blobs, broadcasts and shuffles that nothing needs any more; and ``copies``,
+    by the numbers of their orders, that came too late.  Workers have copies of nodes."""
 
     nodes: tuple[NodeId, ...] = ()
     blobs: tuple[BlobId, ...] = ()
     shuffles: tuple[ShuffleId, ...] = ()
     broadcasts: tuple[int, ...] = ()
+    copies: tuple[int, ...] = ()
+
+
+@record
+class MakeCopies:
+    """To a worker: copy these into a store of its own, from the block servers at ``hosts``.  To an
+    executor: write these down from its memory.  Each order is answered by a CopyMade."""
+
+    orders: tuple[CopyOrder, ...]
+    hosts: dict[HostId, str] = field(default_factory=dict)
 
 
 @record
@@ -341,6 +366,26 @@ class BeatAck:
     it hears the driver (scheduler/leases.py).  Answers every beat, late ones too."""
 
     number: int
+
+
+# --- Worker or executor to driver -----------------------------------------------------------
+
+
+@record
+class CopyMade:
+    """How one order of a MakeCopies ended: where the copy is, or why there is none.
+
+    ``evidence``: as in FetchFailed when the original could not be read, ``gone`` when it is not in this
+    memory any more, a HostError's condition when it could not be written, ``failed`` for anything else.
+    """
+
+    number: int
+    output: MapStatus | None = None
+    cached: CachedBlock | None = None
+    evidence: str = ""
+    text: str = ""
+    needed_bytes: int = 0
+    free_bytes: int = 0
 
 
 # --- Worker to driver ---------------------------------------------------------------------
@@ -563,6 +608,7 @@ class Goodbye:
 Message = (
     ExecutorHello | TaskUpdates | BlobWanted | ExecutorBeat
     | ExecutorWelcome | Hosts | Fenced | StageBlob | MapOutputs | LaunchTasks | KillTask | DropBlocks | BeatAck
+    | MakeCopies | CopyMade
     | WorkerHello | ExecutorSpawned | ExecutorExited | ExecutorStopped | ExecutorStacks | ExecutorsUnavailable
     | WorkerBeat | WorkerWelcome | KillExecutor | DumpStacks | DropShuffles
     | AssignExecutors | ReleaseApp | RegisterWorker | WorkerRegistered | AppReleased

@@ -34,6 +34,7 @@ class CachedBlocks:
         self.held: dict[NodeId, dict[int, Holding]] = {}
         self.of_executor: dict[Incarnation, set[Key]] = {}
         self.under: dict[NodeId, set[ShuffleId]] = {}  # what a tracked node's partitions may be built from
+        self.replication: dict[NodeId, int] = {}  # on how many hosts, of tracked nodes that want several
         self.disk_count = 0  # holdings on disk: while there is none, launches need not look for any
 
     def track(self, nodes: Iterable[NodeId], shuffles: Iterable[ShuffleId]) -> None:
@@ -107,6 +108,7 @@ class CachedBlocks:
         if forget:
             del self.held[node]
             del self.under[node]
+            self.replication.pop(node, None)
         else:
             self.held[node] = {}
         return had
@@ -148,20 +150,25 @@ class Survey:
 
     ``needs``: shuffles it must read; ``unheld``: persisted partitions that nobody holds yet, so that it will
     compute and keep them; ``memory``: holdings that are in memory alone; ``disk``: blocks it can
-    read from disk; ``near``: executors that have something in memory; ``hosts``: where its sources are.
+    read from disk, and ``places`` the hosts that have some; ``near``: executors that have something in
+    memory; ``hosts``: where its sources are.
     """
 
     needs: dict[ShuffleId, None] = field(default_factory=dict)
     unheld: list[Key] = field(default_factory=list)
     memory: list[Holding] = field(default_factory=list)
     disk: list[CachedBlock] = field(default_factory=list)
+    places: dict[HostId, None] = field(default_factory=dict)
     near: dict[Incarnation, None] = field(default_factory=dict)
     hosts: tuple[HostId, ...] = ()
 
 
-def survey(tree: StageTree, partition: int, blocks: CachedBlocks, trust_memory: bool) -> Survey:
+def survey(
+    tree: StageTree, partition: int, blocks: CachedBlocks, trust_memory: bool, host: HostId | None = None
+) -> Survey:
     """Walk down to the first cached blocks.  Below a block on disk nothing is needed, wherever the
-    task runs; below one in memory nothing is needed where that memory is: ``trust_memory``."""
+    task runs; below one in memory nothing is needed where that memory is: ``trust_memory``.  Of several
+    copies on disk the one on ``host`` is taken."""
     found = Survey()
     seen: set[Key] = set()
     stack: list[Key] = [(tree.root, partition)]
@@ -175,7 +182,9 @@ def survey(tree: StageTree, partition: int, blocks: CachedBlocks, trust_memory: 
         if holding is not None:
             found.near.update(dict.fromkeys(holding.memory))
             if holding.disk:
-                found.disk.append(next(iter(holding.disk.values())))
+                near = holding.disk.get(host) if host is not None else None
+                found.disk.append(near or next(iter(holding.disk.values())))
+                found.places.update(dict.fromkeys(holding.disk))
                 continue
             found.memory.append(holding)
             if trust_memory:

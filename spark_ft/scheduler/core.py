@@ -4,7 +4,8 @@
                ends       how attempts ended, and blame │   at the end of every turn
                recovery   what that costs               ├──> dag.replan ──> placement.fill ──> effects
                dag        jobs, stages, tasks           │
-               releases   what may go                   ┘
+               releases   what may go                   │
+               copies     what lies on several hosts    ┘
 
 The rules it keeps (docs/fault-model.md counts them S1 to S35; each module names its share):
 
@@ -43,6 +44,7 @@ from spark_ft.protocol.effects import (
 from spark_ft.protocol.messages import (
     AppRegistered,
     BlobWanted,
+    CopyMade,
     ExecutorBeat,
     ExecutorExited,
     ExecutorHello,
@@ -59,6 +61,7 @@ from spark_ft.protocol.messages import (
 )
 from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks
+from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.ends import Ends
 from spark_ft.scheduler.executors import Executors, ExecutorState
@@ -99,13 +102,16 @@ class SchedulerCore:
         self.recovery = Recovery(
             turn, self.executors, self.attempts, self.outputs, self.blocks, self.health, self.dag
         )
+        self.copies = Copies(
+            settings, turn, self.executors, self.outputs, self.blocks, self.health, self.recovery
+        )
         self.ends = Ends(
             settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health,
-            self.dag, self.recovery,
+            self.dag, self.recovery, self.copies,
         )  # fmt: skip
         self.liveness = Liveness(
             settings, versions or {}, turn, self.executors, self.attempts, self.blocks, self.dag,
-            self.recovery, self.ends,
+            self.recovery, self.copies, self.ends,
         )  # fmt: skip
         self.stalls = Stalls(settings, turn, self.executors, self.attempts, self.dag, self.ends)
         self.releases = Releases(turn, self.executors, self.outputs, self.blocks, self.health, self.dag)
@@ -160,6 +166,8 @@ class SchedulerCore:
             self.releases.settle()
         if not self._stopping:
             self.placement.fill()
+            if self.copies.lacking or self.copies.look_again or self.recovery.places_lost:
+                self.copies.fill()
         self._due_s = self._wakeup()
         return self.turn.taken()
 
@@ -224,6 +232,8 @@ class SchedulerCore:
                 self.stalls.beat(executor, message)
             case ExecutorHello():
                 self.liveness.executor_hello(executor.id, message)
+            case CopyMade():
+                self.copies.made(executor.id, message)
             case BlobWanted(blob):
                 executor.blobs.discard(blob)
                 self.placement.send_blob(executor, blob)
@@ -240,6 +250,8 @@ class SchedulerCore:
                 self.liveness.worker_beat(message)
             case WorkerHello():
                 self.liveness.worker_hello(sender, message)
+            case CopyMade():
+                self.copies.made(sender, message)
             case ExecutorSpawned(executor, pid):
                 self.turn.note("executor_spawned", executor=executor, pid=pid)
             case ExecutorStacks(executor, text):
@@ -285,6 +297,7 @@ class SchedulerCore:
     def _sweep(self) -> None:
         self.liveness.sweep()
         self.stalls.sweep()
+        self.copies.sweep()
         slow_possible = False
         if self.settings.speculation:
             for stage in self.dag.active.values():

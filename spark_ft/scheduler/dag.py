@@ -207,6 +207,9 @@ class Dag:
         else:
             partitions = self._outputs[stage.shuffle].lacking()
         self._blocks.track(stage.tree.persisted, stage.tree.parents)
+        for node in stage.tree.persisted:
+            if stage.tree.nodes[node].replication > 1:
+                self._blocks.replication[node] = stage.tree.nodes[node].replication
         stage.tasks = TaskSet(stage, partitions)
         stage.unloadable.clear()
         stage.progressed, stage.fruitless = True, 0
@@ -360,8 +363,7 @@ class Dag:
             near = [id for id in found.near if self._executors.live[id].accepting]
             hosts: list[HostId] = []
             if not near:
-                on_disk = [block.block.host for block in found.disk if block.block]
-                hosts = [host for host in on_disk or found.hosts if host in self._executors.on_host]
+                hosts = [host for host in found.places or found.hosts if host in self._executors.on_host]
             if near or hosts:
                 stage.tasks.enqueue(task, near, hosts, self._turn.now_s + self._settings.locality_wait_s)
                 return

@@ -34,6 +34,7 @@ from spark_ft.protocol.messages import (
 from spark_ft.scheduler import health
 from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks
+from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.map_outputs import MapOutputTracker
@@ -63,10 +64,11 @@ class Ends:
         board: health.Health,
         dag: Dag,
         recovery: Recovery,
+        copies: Copies,
     ) -> None:
         self._settings, self._turn, self._executors, self._attempts = settings, turn, executors, attempts
         self._outputs, self._blocks, self._health = outputs, blocks, board
-        self._dag, self._recovery = dag, recovery
+        self._dag, self._recovery, self._copies = dag, recovery, copies
 
     # --- From executors ---
 
@@ -131,6 +133,7 @@ class Ends:
         for block in end.cached:
             if current and block.node not in refused and self._blocks.tracks(block.node):
                 self._blocks.add(executor.id, block)
+                self._copies.cached(block)
                 self._turn.note(
                     "cached", node=block.node, partition=block.partition, executor=executor.id,
                     size_bytes=block.size_bytes, disk=block.block is not None,
@@ -185,6 +188,7 @@ class Ends:
             if stage.tasks is not None and not task.attempts and task.partition in stage.tasks.active:
                 self._dag.requeue(attempt)
             return
+        self._copies.output_added(output)
         accums = accums or output.accums
         if accums and self._outputs[output.shuffle].merge_once(task.partition):
             self._turn.out.append(MergeAccums(accums))
@@ -336,10 +340,10 @@ class Ends:
             or not 0 <= reason.map_index < outputs.map_count
         ):
             return None
-        status = outputs.statuses[reason.map_index]
-        if status is None or status.store != reason.store or status.host != reason.host:
-            return None
-        return status if reason.attempt in (status.attempt, -1) else None
+        for place in outputs.locations(reason.map_index):
+            if (place.host, place.store) == (reason.host, reason.store):
+                return place if reason.attempt in (place.attempt, -1) else None
+        return None
 
     def _is_lost(self, attempt: Attempt, reason: FetchFailed, output: MapStatus) -> bool:
         """Slow or out of reach is not lost, until it has been so again and again (BL-2, NET-8)."""
@@ -349,7 +353,7 @@ class Ends:
         return self._health.unreachable(key, attempt.launched_s, self._turn.now_s)
 
     def _recover(self, attempt: Attempt, reason: FetchFailed) -> None:
-        """Drop what was proved unreadable; the stage attempt that met it is over."""
+        """Drop what was proved unreadable; the stage attempt that met it is over, unless there are copies."""
         stage = attempt.stage
         others = set(reason.others)
         lost = [reason.map_index]
@@ -358,15 +362,16 @@ class Ends:
             for s in self._outputs[reason.shuffle].statuses
             if s is not None and s.attempt in others
         ]
-        self._recovery.outputs_lost(reason.shuffle, lost, reason.evidence)
+        where = reason.host, reason.store
+        gone = self._recovery.outputs_lost(reason.shuffle, lost, *where, reason.evidence)
         if reason.evidence == "corrupt" and self._health.corrupt(reason.host, reason.store):
             self._recovery.store_lost(reason.host, reason.store)
-        if not stage.under_way or attempt.task.attempts:  # its end has been counted, or a twin still runs
-            return
+        if not gone or not stage.under_way or attempt.task.attempts:
+            return  # it is elsewhere too, or the end of this stage attempt has been counted, or a twin runs
         stage.fruitless = 1 if stage.progressed else stage.fruitless + 1
         stage.progressed = False
         stage.failed_rounds += 1
-        where = f"output {reason.map_index} of shuffle {reason.shuffle} on {reason.host}"
+        what = f"output {reason.map_index} of shuffle {reason.shuffle} on {reason.host}"
         if stage.fruitless >= self._settings.stage_max_attempts:
             text = (
                 f"stage {stage.id} was attempted {stage.fruitless} times without completing a task; last, "
@@ -374,7 +379,7 @@ class Ends:
             )
             self._dag.fail_stage(stage, JobFailure("SHUFFLE_DATA_LOST", text, stage.id))
         elif stage.failed_rounds >= _STAGE_ROUNDS_MAX:
-            text = f"stage {stage.id} was ended {stage.failed_rounds} times by failed reads; last, {where}"
+            text = f"stage {stage.id} was ended {stage.failed_rounds} times by failed reads; last, {what}"
             self._dag.fail_stage(stage, JobFailure("STAGE_ABORTED", text, stage.id))
         else:
             self._dag.interrupt(stage)

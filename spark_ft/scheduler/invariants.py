@@ -11,6 +11,7 @@ from spark_ft.scheduler.executors import DEPTH_MAX
 from spark_ft.scheduler.taskset import Attempt, Mode, State
 
 if TYPE_CHECKING:
+    from spark_ft.protocol.messages import MapStatus
     from spark_ft.scheduler.core import SchedulerCore
     from spark_ft.scheduler.stage import Stage
 
@@ -24,6 +25,7 @@ def check(core: SchedulerCore) -> None:
     _check_executors(core)
     _check_outputs(core)
     _check_blocks(core)
+    core.copies.check()
 
 
 def _check_jobs(core: SchedulerCore) -> None:
@@ -140,7 +142,18 @@ def _check_outputs(core: SchedulerCore) -> None:
             assert core.executors.host_is_live(status.host), "S7"
             assert status.store not in core.health.quarantined, "S7"
             assert outputs.checksums[index] == status.checksum, "S18"
+            _check_places(core, outputs.locations(index))
+        assert all(outputs.statuses[index] is not None for index in outputs.copies), "S28"
         assert all(source in core.outputs for source in outputs.sources), "S28"
+
+
+def _check_places(core: SchedulerCore, places: tuple[MapStatus, ...]) -> None:
+    first = places[0]
+    assert len({place.host for place in places}) == len(places), "two copies on one host are one"
+    for place in places:
+        assert core.executors.host_is_live(place.host) and place.store not in core.health.quarantined, "S7"
+        same = place.generation, place.map_index, place.attempt, place.checksum
+        assert same == (first.generation, first.map_index, first.attempt, first.checksum), "S6, S18"
 
 
 def _check_blocks(core: SchedulerCore) -> None:
@@ -161,6 +174,7 @@ def _check_blocks(core: SchedulerCore) -> None:
             disk += len(holding.disk)
             assert all(core.executors.host_is_live(host) for host in holding.disk), "S7"
     assert disk == core.blocks.disk_count
+    assert core.blocks.replication.keys() <= core.blocks.held.keys(), "S28"
 
 
 def check_idle(core: SchedulerCore) -> None:

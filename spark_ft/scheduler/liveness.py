@@ -31,6 +31,7 @@ from spark_ft.protocol.messages import (
 )
 from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks
+from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.ends import Ends
 from spark_ft.scheduler.executors import Executors, ExecutorState, WorkerState
@@ -57,11 +58,12 @@ class Liveness:
         blocks: CachedBlocks,
         dag: Dag,
         recovery: Recovery,
+        copies: Copies,
         ends: Ends,
     ) -> None:
         self._settings, self._versions, self._turn = settings, dict(versions), turn
         self._executors, self._attempts, self._blocks = executors, attempts, blocks
-        self._dag, self._recovery, self._ends = dag, recovery, ends
+        self._dag, self._recovery, self._copies, self._ends = dag, recovery, copies, ends
         self.wanted = settings.executor_instances  # executors that were asked for; 0: all there are
         self._empty_since_s: float | None = None  # jobs wait and no executor is there
         self._warned = False
@@ -90,6 +92,7 @@ class Liveness:
             self._turn.note("worker_added", worker=sender, host=hello.host, pid=hello.pid)
             self._turn.out.append(LearnHosts({str(hello.host): hello.data_endpoint}))
             self.learn_hosts({hello.host: hello.data_endpoint})
+            self._copies.look_again = True
         worker.has_spoken = True  # and every executor is told the address before it is sent a reader
         for executor in worker.executors.values():
             self._executors.touch(executor)
@@ -236,6 +239,7 @@ class Liveness:
         for attempt in rest:
             self._end_with_process(attempt, attempt in begun, blame, status, signal, why)
         self._recovery.memory_lost(lost)
+        self._copies.maker_lost(executor.id)
         self._dag.executor_left(executor)
 
     def _end_with_process(
@@ -257,6 +261,7 @@ class Liveness:
         for executor in list(worker.executors.values()):
             self._lose(executor, f"its worker is lost: {why}", "host")
         self._executors.remove_worker(worker)
+        self._copies.maker_lost(worker.id)
         if not self._executors.host_is_live(worker.host):
             self._recovery.host_lost(worker.host)
 

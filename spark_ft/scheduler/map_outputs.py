@@ -4,6 +4,8 @@ Invariants
   * generation and version of a shuffle only grow (S19); each change of a status changes the version.
   * every status is of the current generation, of its own map index, and was reported committed by
     a task or by a probe; its host is not lost (S7).
+  * the copies of an output are on other hosts, and are the same attempt's, so the same bytes; when the one
+    that readers are told of first goes, another takes its place, and the output is not missing.
   * a status put back after a loss has the checksum recorded for this generation, or nothing that
     finished has read the old one (S18; the caller sees to it with ``differs``).
   * accumulator updates of a map partition are handed out once, whatever is rebuilt later (S20).
@@ -23,8 +25,8 @@ class ShuffleOutputs:
     """The outputs of one shuffle at its current generation."""
 
     __slots__ = (
-        "_merged", "_message", "checksums", "fingerprint", "generation", "map_count", "missing", "shuffle",
-        "sources", "statuses", "version",
+        "_merged", "_message", "checksums", "copies", "fingerprint", "generation", "map_count", "missing",
+        "shuffle", "sources", "statuses", "version",
     )  # fmt: skip
 
     def __init__(self, shape: ShuffleShape) -> None:
@@ -35,6 +37,7 @@ class ShuffleOutputs:
         self.version = 0
         self.statuses: list[MapStatus | None] = [None] * shape.map_count
         self.missing = shape.map_count
+        self.copies: dict[int, tuple[MapStatus, ...]] = {}  # map index -> where its output is besides
         self.checksums: dict[int, int] = {}  # map index -> checksum first seen in this generation
         self.sources: set[ShuffleId] = set()  # shuffles from whose current generation an output was built
         self._merged = bytearray(shape.map_count)
@@ -58,21 +61,49 @@ class ShuffleOutputs:
         if self.statuses[index] is None:
             self.missing -= 1
         self.statuses[index] = replace(status, accums=()) if status.accums else status
+        self.copies.pop(index, None)
         self.checksums[index] = status.checksum
         self._changed()
 
-    def drop(self, map_index: int) -> None:
-        """The output is gone.  Its checksum stays: what is rebuilt in its place is compared with it."""
-        if self.statuses[map_index] is not None:
-            self.statuses[map_index] = None
-            self.missing += 1
-            self._changed()
+    def locations(self, map_index: int) -> tuple[MapStatus, ...]:
+        """Everywhere that the output is, first where readers are told to look first."""
+        first = self.statuses[map_index]
+        return () if first is None else (first, *self.copies.get(map_index, ()))
+
+    def add_copy(self, copy: MapStatus) -> bool:
+        """The output is there too.  False when that is no copy of what counts now, or none is needed.
+
+        Readers are not told at once: the next that is told of this shuffle for another reason hears of it.
+        """
+        places = self.locations(copy.map_index) if 0 <= copy.map_index < self.map_count else ()
+        if not places or (copy.attempt, copy.checksum) != (places[0].attempt, places[0].checksum):
+            return False  # of an older generation, or of another attempt
+        if any(place.host == copy.host for place in places):
+            return False
+        self.copies[copy.map_index] = (*places[1:], copy)
+        return True
+
+    def lose(self, map_index: int, is_lost: Callable[[MapStatus], bool]) -> bool:
+        """Forget the places that ``is_lost``; true when the output is gone with them.  Its checksum stays:
+        what is rebuilt in its place is compared with it."""
+        places = self.locations(map_index)
+        left = [place for place in places if not is_lost(place)]
+        if len(left) == len(places):
+            return False
+        self.copies.pop(map_index, None)
+        if left[1:]:
+            self.copies[map_index] = tuple(left[1:])
+        self.statuses[map_index] = left[0] if left else None
+        self.missing += not left
+        self._changed()
+        return not left
 
     def bump(self) -> None:
         """Begin a new generation with no outputs: no block of the old one is ever read again."""
         self.generation = Generation(self.generation + 1)
         self.statuses = [None] * self.map_count
         self.missing = self.map_count
+        self.copies.clear()
         self.checksums.clear()
         self.sources.clear()
         self._changed()
@@ -88,7 +119,10 @@ class ShuffleOutputs:
         if self._message is None:
             assert self.complete  # S5: no reader is told of half a shuffle
             present = tuple(status for status in self.statuses if status is not None)
-            self._message = MapOutputs(self.shuffle, self.generation, self.version, self.fingerprint, present)
+            copies = tuple(copy for _, copies in sorted(self.copies.items()) for copy in copies)
+            self._message = MapOutputs(
+                self.shuffle, self.generation, self.version, self.fingerprint, present, copies
+            )
         return self._message
 
     def _changed(self) -> None:
@@ -124,12 +158,11 @@ class MapOutputTracker:
         return outputs.fingerprint if outputs else None
 
     def lost(self, is_lost: Callable[[MapStatus], bool]) -> dict[ShuffleId, list[int]]:
-        """Drop every output that ``is_lost`` in one go, of all shuffles (WK-2).  Linear in outputs."""
+        """Forget every place that ``is_lost`` in one go, of all shuffles (WK-2); returns the outputs that
+        are gone with them.  Linear in outputs."""
         found: dict[ShuffleId, list[int]] = {}
         for outputs in self._shuffles.values():
-            gone = [s.map_index for s in outputs.statuses if s is not None and is_lost(s)]
-            for index in gone:
-                outputs.drop(index)
+            gone = [index for index in range(outputs.map_count) if outputs.lose(index, is_lost)]
             if gone:
                 found[outputs.shuffle] = gone
         return found

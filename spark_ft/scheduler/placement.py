@@ -183,7 +183,7 @@ class Placement:
         attempt = self._attempts.launch(stage, task, executor, reads, speculative)
         cached: tuple[CachedBlock, ...] = ()
         if stage.tree.persisted:
-            found = survey(stage.tree, task.partition, self._blocks, trust_memory=False)
+            found = survey(stage.tree, task.partition, self._blocks, False, executor.host)
             cached = tuple(found.disk)
             self._attempts.keep(attempt, found.unheld)
         launch = Launch(attempt.task_id, task.partition, attempt.number, speculative, cached)

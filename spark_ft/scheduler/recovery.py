@@ -51,6 +51,7 @@ class Recovery:
     ) -> None:
         self._turn, self._executors, self._attempts = turn, executors, attempts
         self._outputs, self._blocks, self._health, self._dag = outputs, blocks, health, dag
+        self.places_lost = False  # since this was last set to False: something may lack copies now
 
     # --- Outputs come ---
 
@@ -130,6 +131,8 @@ class Recovery:
             self._dag.mark_holders(nodes)
             for executor in self._executors.live.values():
                 self._turn.send(executor.id, DropBlocks(nodes=tuple(nodes)))
+            for worker in self._executors.workers.values():
+                self._turn.send(worker.id, DropBlocks(nodes=tuple(nodes)))
 
     def _taint(self, spoilt: Iterable[ShuffleId]) -> None:
         """Results that were built from these are whole, but no other can be added to them any more."""
@@ -155,11 +158,27 @@ class Recovery:
 
     # --- Things go ---
 
-    def outputs_lost(self, shuffle: ShuffleId, map_indices: list[int], evidence: str) -> None:
-        """These outputs cannot be read."""
+    def outputs_lost(
+        self, shuffle: ShuffleId, map_indices: list[int], host: HostId, store: str, evidence: str
+    ) -> bool:
+        """These outputs cannot be read where they are said to lie; whether some can be read nowhere."""
+        outputs = self._outputs[shuffle]
+        gone = [
+            index
+            for index in map_indices
+            if outputs.lose(index, lambda place: place.host == host and place.store == store)
+        ]
         for index in map_indices:
-            self._outputs[shuffle].drop(index)
-        self._outputs_lost({shuffle: map_indices}, evidence)
+            if index not in gone:
+                self._turn.note("output_copy_lost", shuffle=shuffle, map=index, host=host, evidence=evidence)
+        self._outputs_lost({shuffle: gone} if gone else {}, evidence)
+        return bool(gone)
+
+    def location_lost(self, status: MapStatus, evidence: str) -> None:
+        """One output cannot be read at this place, if it is still said to be there."""
+        outputs = self._outputs.get(status.shuffle)
+        if outputs is not None and status in outputs.locations(status.map_index):
+            self.outputs_lost(status.shuffle, [status.map_index], status.host, status.store, evidence)
 
     def store_lost(self, host: HostId, store: str) -> None:
         """A store is given up: nothing in it is used any more, and nothing more is written there."""
@@ -187,6 +206,7 @@ class Recovery:
         self._blocks_lost(keys, "executor lost")
 
     def _outputs_lost(self, found: dict[ShuffleId, list[int]], evidence: str) -> None:
+        self.places_lost = True
         for shuffle, indices in found.items():
             stage = self._dag.map_stages[shuffle]
             for index in indices:
@@ -200,6 +220,7 @@ class Recovery:
 
     def _blocks_lost(self, keys: Iterable[Key], why: str) -> None:
         keys = list(keys)
+        self.places_lost = True
         for node, partition in keys:
             self._turn.note("block_lost", node=node, partition=partition, why=why)
         self._dag.mark_holders({node for node, _ in keys})

@@ -70,6 +70,8 @@ class Releases:
         for node in nodes:
             self._blocks.drop_node(node, forget=True)
         self._drop_shuffles(shuffles)
+        for worker in self._executors.workers.values() if nodes else ():
+            self._turn.send(worker.id, DropBlocks(nodes=tuple(nodes)))  # it may have copies
         for executor in self._executors.live.values():
             known_blobs = tuple(blob for blob in blobs if blob in executor.blobs)
             executor.blobs.difference_update(known_blobs)

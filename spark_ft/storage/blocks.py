@@ -36,6 +36,7 @@ from spark_ft.storage.reading import (
     StoreReader,
     pack_block,
     pack_lacking,
+    pack_output,
     pack_slice,
     receive_block,
     receive_lacking,
@@ -50,6 +51,7 @@ __all__ = [
     "StoreWriter",
     "pack_block",
     "pack_lacking",
+    "pack_output",
     "pack_slice",
     "receive_block",
     "receive_lacking",
@@ -122,6 +124,10 @@ class StoreWriter:
         with lmdb_env.whole(), self._lock:
             for item in [item for item in self._spans if item[:1] == b"m" and item[1:17] in wanted]:
                 self.discard(item, b"c" + item[1:])
+
+    def drop_output(self, key: OutputKey) -> None:
+        """Forget one map output."""
+        self.discard(b"m" + key.pack(), b"c" + key.pack())
 
     def drop_shuffles(self, shuffles: Iterable[ShuffleId]) -> None:
         """As ``drop``, for shuffles that this store has written outputs of."""

@@ -67,6 +67,19 @@ class StoreReader:
         )
         yield from self._extent(where, b"c" + echo, spans, row)
 
+    def open_output(self, host: HostId, store: str, segment: int, key: OutputKey) -> Iterator[bytes]:
+        """A whole map output as one head and raw pieces, row by row, for ``copying.copy_output``."""
+        where, item = (host, store), b"m" + key.pack()
+        try:
+            manifest = self._segment(where, segment).read(lambda get: layout.manifest(get, item, whole=True))
+        except BlockMissing as missing:
+            raise self._gone(host, key.fingerprint, missing) from None
+        rows = [(index, *row[2:]) for index, row in enumerate(manifest.table) if row.length]
+        head = [manifest.size_bytes, manifest.row_count, manifest.checksum, manifest.accums]
+        yield msgpack.packb([*head, len(manifest.table), rows])
+        for index, *_ in rows:
+            yield from self._extent(where, b"c" + item[1:], manifest.spans, manifest.table[index])
+
     def lacking(self, host: HostId, store: str, outputs: Sequence[tuple[int, OutputKey]]) -> list[int]:
         """Positions of those outputs, given as (segment, key), whose manifest is not there or is damaged."""
         where = (host, store)
@@ -268,6 +281,12 @@ def pack_block(ref: BlockRef) -> bytes:
     return request
 
 
+def pack_output(store: str, segment: int, key: OutputKey) -> bytes:
+    """The request for a whole map output, opaque to the transport."""
+    request: bytes = msgpack.packb(["output", store, segment, key.pack()])
+    return request
+
+
 def pack_lacking(store: str, outputs: Sequence[tuple[int, OutputKey]]) -> bytes:
     """The request for what ``StoreReader.lacking`` says, opaque to the transport."""
     rows = [(segment, key.pack()) for segment, key in outputs]
@@ -291,6 +310,9 @@ def serve(reader: StoreReader, host: HostId | None = None) -> Callable[[bytes], 
             if what == "lacking":
                 outputs = [(number, OutputKey(*layout.OUTPUT_KEY.unpack(item))) for number, item in rest[0]]
                 return iter([msgpack.packb(reader.lacking(host, store, outputs))])
+            if what == "output":
+                whole = OutputKey(*layout.OUTPUT_KEY.unpack(key))
+                return reader.open_output(host, store, segment, whole)
             if what == "slice":
                 (reduce_index,) = rest
                 output = OutputKey(*layout.OUTPUT_KEY.unpack(key))

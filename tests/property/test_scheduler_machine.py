@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections import Counter
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -27,6 +28,7 @@ from spark_ft.protocol.effects import Effect, PeerGone, Released, ResultLost, Se
 from spark_ft.protocol.messages import (
     BlockRef,
     CachedBlock,
+    CopyMade,
     DropBlocks,
     EndReason,
     ExecutorExited,
@@ -80,6 +82,7 @@ class World(Stand):
         self.targets: dict[BlobId, NodeId] = {}
         self.submitted: set[NodeId] = set()
         self.final: set[JobId] = set()
+        self.copied_outputs: dict[tuple[Any, ...], HostId] = {}  # (store, attempt) of a copy -> its host
         self.floor = 0  # nodes of earlier programs are below
         self.workers = 0
 
@@ -104,6 +107,7 @@ class World(Stand):
 
     def gone(self, executor: Incarnation) -> None:
         """The process is no more, whatever the driver thinks."""
+        self.forget_orders(executor)
         for task in [t for t in self.open.values() if t.executor == executor]:
             self.zombies.append(self.open.pop(task.task))
         for key in [k for k in self.memory if k[0] == executor]:
@@ -112,6 +116,8 @@ class World(Stand):
     def host_gone(self, host: str) -> None:
         for key in [k for k, (where, _, _) in self.disk.items() if where == host]:
             del self.disk[key]
+        for copy in [copy for copy, where in self.copied_outputs.items() if where == host]:
+            self.lost.add(copy)
 
     def _perform(self, effect: Effect) -> None:
         super()._perform(effect)
@@ -135,6 +141,36 @@ class World(Stand):
     def told_to_stop(self) -> list[Launched]:
         kills = [(m.task, m.queued_only) for m in self.messages(KillTask)]
         return [self.open[task] for task, _ in kills if task in self.open]
+
+    # --- Copies ---
+
+    def carry_out(self, number: int) -> None:
+        """A copy is made of what is there; or the truth is told of what is not."""
+        maker, order = self.orders.pop(number)
+        told, status, cached = self.copied(maker, order), order.output, order.cached
+        if status is not None:
+            if (status.store, status.attempt) in self.lost or not self._host_is_there(status.host):
+                told = CopyMade(number, evidence="missing" if self._host_is_there(status.host) else "refused")
+            else:
+                self.copied_outputs[(maker, status.attempt)] = self.host_of[maker]
+        else:
+            assert cached is not None and told.cached is not None and told.cached.block is not None
+            if cached.block is None:
+                content = self.memory.get((maker, cached.node, cached.partition))
+            else:
+                content = self.disk[cached.block.key][2] if cached.block.key in self.disk else None
+            if content is None:
+                told = CopyMade(number, evidence="gone" if cached.block is None else "missing")
+            else:
+                ref = told.cached.block
+                self.disk[ref.key] = (ref.host, cached.node, content)
+                checksum = zlib.crc32(repr(sorted(content.items())).encode())
+                told = replace(told, cached=replace(told.cached, block=replace(ref, checksum=checksum)))
+        self.tell(maker, told)
+
+    def forget_orders(self, maker: Incarnation) -> None:
+        for number in [n for n, (to, _) in self.orders.items() if to == maker]:
+            del self.orders[number]
 
     # --- Tasks ---
 
@@ -264,7 +300,8 @@ class World(Stand):
             return CachedBlock(node, partition, 1)
         key, host = b"%d.%d.%d" % (node, partition, task.task), self.host_of[task.executor]
         self.disk[key] = (host, node, content)
-        return CachedBlock(node, partition, 1, BlockRef(host, task.executor, 0, key))
+        checksum = zlib.crc32(repr(sorted(content.items())).encode())
+        return CachedBlock(node, partition, 1, BlockRef(host, task.executor, 0, key, 10, checksum))
 
     def _root(self, task: Launched) -> NodeId:
         if task.message.output is not None:
@@ -314,6 +351,7 @@ class History:
             speculation_min_s=0.01,
             stall_timeout_s=rng.choice([0.0, 2.0]),
             task_timeout_s=rng.choice([0.0, 0.0, 8.0]),
+            shuffle_replicas=rng.choice([1, 2, 3]),
         )
         for host in HOSTS[: rng.choice([1, 2, 2])]:
             world.fresh_worker(host)
@@ -352,7 +390,7 @@ class History:
                 other = rng.choice(nodes[-6:])
                 lineage.read(lineage.shuffle(node, count), lineage.shuffle(other, count))
             case "persist" if not self._used(node):
-                lineage.persist(node)
+                lineage.persist(node, rng.choice([1, 2, 2, 3]))
 
     def _nodes(self) -> list[NodeId]:
         """Nodes of the program that runs now."""
@@ -476,6 +514,18 @@ class History:
             effects = world.tell(task.executor, TaskUpdates((), (end,)))
             assert not [e for e in effects if isinstance(e, Send) and e.to == task.executor], "S8"
 
+    # --- Copies ---
+
+    def copies_are_made(self, rng: Random) -> None:
+        for number in rng.sample(sorted(self.world.orders), min(len(self.world.orders), rng.randrange(1, 5))):
+            if number in self.world.orders:
+                self.world.carry_out(number)
+
+    def a_copy_fails(self, rng: Random) -> None:
+        if self.world.orders:
+            evidence = rng.choice(["timeout", "refused", "STORAGE_FULL", "corrupt", "failed"])
+            self.world.copy_fails(evidence, rng.choice(sorted(self.world.orders)))
+
     # --- Processes ---
 
     def executor_comes(self, rng: Random) -> None:
@@ -526,6 +576,7 @@ class History:
         state = world.core.executors.workers[worker]
         for executor in list(state.executors):
             world.gone(executor)
+        world.forget_orders(worker)
         world.tell("manager-1", WorkerLost(worker, "gone"))
         if world.worker_of(state.host) is None:
             world.host_gone(state.host)
@@ -557,8 +608,25 @@ class History:
         world.do(Released(blobs=tuple(BlobId(job) for job in world.finished)))
         for _ in range(8):
             self._settle()
+        self._check_copies()
         world.core.assert_idle()
         self._check_answers()
+
+    def _check_copies(self) -> None:
+        """Everything gets its copies, as far as there are hosts and nobody has had trouble making one."""
+        world, core = self.world, self.world.core
+        for _ in range(100):
+            for number in sorted(world.orders):
+                if number in world.orders:
+                    world.carry_out(number)
+            world.pass_time(0.5)
+            if not (world.orders or core.copies.lacking):
+                break
+        assert not core.copies.flying and not core.copies.lacking, "L5"
+        wanted = min(world.settings.shuffle_replicas, len(set(core.executors.hosts())))
+        for outputs in core.outputs if not world.kinds()["copy_failed"] else ():
+            counts = [len(outputs.locations(index)) for index in range(outputs.map_count)]
+            assert all(count >= wanted for count in counts if count), "L5: nobody makes a copy"
 
     def _heal(self) -> None:
         world = self.world
@@ -613,6 +681,7 @@ ACTIONS = {  # and how often they come in a long history, in relation to each ot
     "grow": 6, "submit": 10, "cancel": 1, "unpersist": 1, "close_ended_jobs": 2, "release_the_program": 1,
     "result_is_lost": 1, "functions_turn_out_random": 2,
     "task_starts": 10, "task_runs": 40, "some_tasks_run": 10, "task_fails": 3, "task_cannot_fetch": 2,
+    "copies_are_made": 8, "a_copy_fails": 1,
     "killed_tasks_stop": 5, "an_output_rots": 3, "something_is_said_again": 2, "a_zombie_speaks": 2,
     "executor_comes": 8, "executor_dies": 4, "executor_falls_silent": 1, "executor_is_stopped": 1,
     "link_to_an_executor_breaks": 1, "worker_is_lost": 2, "time_passes": 5, "the_driver_stalls": 1,

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SECTIONS = {
     "Executor to driver": ("executor", "driver"),
     "Driver to executor": ("driver", "executor"),
+    "Worker or executor to driver": ("worker, executor", "driver"),
     "Worker to driver": ("worker", "driver"),
     "Driver to worker": ("driver", "worker"),
     "To a worker from whoever grants resources (manager, or the driver in local[n])": ("granter", "worker"),
@@ -23,6 +24,8 @@ SECTIONS = {
 }
 EXCEPTIONS = {
     "Fenced": ("anyone", "anyone"),
+    "DropBlocks": ("driver", "executor, worker"),
+    "MakeCopies": ("driver", "worker, executor"),
     "WorkerRegistered": ("granter", "worker"),
     "WorkerBeat": ("worker", "driver, granter"),
     "RegisterApp": ("driver", "manager"),

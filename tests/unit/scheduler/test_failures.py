@@ -565,7 +565,9 @@ def test_BL_11_only_the_lost_cached_partitions_are_computed_again() -> None:
     stand.exit("e0")
     assert sorted(stand.core.blocks.held[node]) == sorted(set(range(4)) - set(on_e0))
     for index in range(2):
-        stand.core.recovery.outputs_lost(shuffle, [index], "missing")
+        output = stand.core.outputs[shuffle].statuses[index]
+        assert output is not None
+        stand.core.recovery.location_lost(output, "missing")
     job = stand.submit(lineage, lineage.map(node))
     launched = [task for task in stand.launched.values() if task.message.blob == BlobId(job)]
     assert {t.partition for t in launched} == set(range(4)) - set(on_e0), "S5: only those that are cached"

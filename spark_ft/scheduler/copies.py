@@ -1,0 +1,377 @@
+"""Copies on other hosts: which outputs and partitions lack some, who makes them, and where they are known.
+
+    register, cached, a loss ──> lacking ──order──> flying ──CopyMade──> a location more, or another try
+                                    ^                  └── its maker is lost ──┐
+                                    └── found again when hosts come and go ────┘
+
+An item is one map output or one persisted partition.  It wants its data on so many hosts: map outputs on
+``spark.ft.shuffle.replicas``, partitions on what their storage level says.  What is in an executor's memory
+alone is first written down by that executor; blocks and outputs are pulled by a worker of another host
+into a store of its own.  Nobody waits for a copy: no task, no stage.
+
+Invariants
+  * what lacks a copy is in ``lacking``, ``waiting`` or ``flying``, or no host could take one.
+  * at most ``_A_MAKER`` orders are with one maker; each maker is live.
+  * a copy counts only if what it was made of still counts, or the same bytes do, when word of it comes:
+    a rolled-back or recomputed item never gets an old copy back (S17, S18).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
+from spark_ft.protocol.messages import (
+    BlockRef,
+    CachedBlock,
+    CopyMade,
+    CopyOrder,
+    DropBlocks,
+    MakeCopies,
+    MapStatus,
+)
+from spark_ft.scheduler.cached import CachedBlocks, Holding
+from spark_ft.scheduler.executors import Executors, WorkerState
+from spark_ft.scheduler.health import NETWORK_EVIDENCE, Health
+from spark_ft.scheduler.map_outputs import MapOutputTracker
+from spark_ft.scheduler.recovery import Recovery
+from spark_ft.scheduler.turn import Turn
+from spark_ft.settings import Settings
+
+_A_MAKER = 4  # orders that one maker has at a time
+_A_TURN = 32  # items looked at
+_UNREADABLE = frozenset(("missing", "corrupt", "incomplete", "expired"))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputItem:
+    """One map output, whatever generation is current."""
+
+    shuffle: ShuffleId
+    map_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionItem:
+    """One partition of a persisted node."""
+
+    node: NodeId
+    partition: int
+
+
+Item = OutputItem | PartitionItem
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """An order under way.  ``original`` is what is copied; None: what is in ``maker``'s memory."""
+
+    item: Item
+    maker: Incarnation
+    original: MapStatus | BlockRef | None
+
+
+class Copies:
+    """See the module."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        turn: Turn,
+        executors: Executors,
+        outputs: MapOutputTracker,
+        blocks: CachedBlocks,
+        health: Health,
+        recovery: Recovery,
+    ) -> None:
+        self._settings, self._turn, self._executors = settings, turn, executors
+        self._outputs, self._blocks, self._health, self._recovery = outputs, blocks, health, recovery
+        self.lacking: dict[Item, None] = {}  # in order
+        self.waiting: dict[Item, None] = {}  # for a host that could take one after a while
+        self.flying: dict[int, Flight] = {}
+        self._items_flying: dict[Item, int] = {}
+        self._orders: dict[Incarnation, list[CopyOrder]] = {}  # of this turn
+        self._load: dict[Incarnation, int] = {}  # orders with each maker
+        self._given: dict[Incarnation, int] = {}  # ever, so that copies spread
+        self._next = 0
+        self._told_short = False
+        self.look_again = False  # hosts have come or gone, or something was lost: look at everything
+
+    # --- What happens ---
+
+    def output_added(self, status: MapStatus) -> None:
+        """A map output was registered."""
+        if self._settings.shuffle_replicas > 1:
+            self._want(OutputItem(status.shuffle, status.map_index))
+
+    def cached(self, block: CachedBlock) -> None:
+        """A partition is held somewhere more."""
+        if self._blocks.replication.get(block.node, 1) > 1:
+            self._want(PartitionItem(block.node, block.partition))
+
+    def maker_lost(self, maker: Incarnation) -> None:
+        """A worker or an executor is gone with its orders."""
+        for number in [n for n, flight in self.flying.items() if flight.maker == maker]:
+            flight = self._landed(number)
+            self._want(flight.item)
+        self._given.pop(maker, None)
+
+    def made(self, sender: Incarnation, told: CopyMade) -> None:
+        """An order's end."""
+        flight = self.flying.get(told.number)
+        if flight is None or flight.maker != sender:
+            self._turn.note("stale_copy", number=told.number, sender=sender)
+            self._refuse(sender, told)
+            return
+        self._landed(told.number)
+        if told.evidence:
+            self._failed(flight, told)
+        elif not self._accept(flight, told):
+            self._turn.note("copy_refused", number=told.number, maker=sender)
+            self._refuse(sender, told)
+        self._want(flight.item)
+        if told.evidence:
+            self._put_off(flight.item, told.evidence != "failed")
+
+    def _want(self, item: Item) -> None:
+        self.waiting.pop(item, None)
+        self.lacking[item] = None
+
+    def _put_off(self, item: Item, again: bool = True) -> None:
+        """Nothing can be done for it now: look again after a while, or when hosts come and go."""
+        del self.lacking[item]
+        if again:
+            self.waiting[item] = None
+
+    def _landed(self, number: int) -> Flight:
+        flight = self.flying.pop(number)
+        del self._items_flying[flight.item]
+        left = self._load[flight.maker] = self._load[flight.maker] - 1
+        if not left:
+            del self._load[flight.maker]
+        return flight
+
+    def _refuse(self, sender: Incarnation, told: CopyMade) -> None:
+        if not told.evidence:
+            self._turn.send(sender, DropBlocks(copies=(told.number,)))
+
+    def _accept(self, flight: Flight, told: CopyMade) -> bool:
+        """Whether the copy is one of what counts now; then it is a location more."""
+        item = flight.item
+        if isinstance(item, OutputItem):
+            outputs, copy = self._outputs.get(item.shuffle), told.output
+            if outputs is None or copy is None or not self._executors.host_is_live(copy.host):
+                return False
+            if not outputs.add_copy(copy):
+                return False
+            self._turn.note("output_copied", shuffle=item.shuffle, map=item.map_index, host=copy.host)
+            return True
+        holding, block = self._blocks.holding(item.node, item.partition), told.cached
+        if holding is None or block is None or block.block is None:
+            return False
+        ref = block.block
+        if flight.original is None:
+            known = flight.maker in holding.memory
+        else:
+            known = any(_same_bytes(held, ref) for held in holding.disk.values())
+        if not known or not self._executors.host_is_live(ref.host) or ref.store in self._health.quarantined:
+            return False
+        self._blocks.add(flight.maker, block)
+        self._turn.note(
+            "block_copied", node=item.node, partition=item.partition, host=ref.host,
+            written_down=flight.original is None,
+        )  # fmt: skip
+        return True
+
+    def _failed(self, flight: Flight, told: CopyMade) -> None:
+        """Why there is no copy, and who learns from it."""
+        item, original = flight.item, flight.original
+        worker = self._executors.workers.get(flight.maker)
+        self._turn.note(
+            "copy_failed", number=told.number, maker=flight.maker, evidence=told.evidence, text=told.text
+        )
+        if told.evidence == "gone" and isinstance(item, PartitionItem):
+            if self._blocks.drop_memory(flight.maker, (item.node, item.partition)):
+                self._recovery.memory_lost([(item.node, item.partition)])
+        elif told.evidence in _UNREADABLE and isinstance(original, MapStatus):
+            self._recovery.location_lost(original, told.evidence)
+        elif told.evidence in _UNREADABLE and isinstance(original, BlockRef):
+            self._recovery.block_lost(original, told.evidence)
+        elif told.evidence in NETWORK_EVIDENCE and worker is not None and original is not None:
+            self._health.link_failed(worker.host, original.host, self._turn.now_s)
+        elif told.evidence != "failed":
+            maker = worker or self._executors.live[flight.maker]
+            sizes = told.needed_bytes, told.free_bytes
+            self._health.host_failed(maker.host, told.evidence, told.text, *sizes, self._turn.now_s)
+
+    # --- What follows ---
+
+    def sweep(self) -> None:
+        """Those that waited are looked at again."""
+        self.lacking.update(self.waiting)
+        self.waiting.clear()
+
+    def fill(self) -> None:
+        """Order copies of what lacks some, as far as makers have room."""
+        if self._recovery.places_lost:
+            self._recovery.places_lost = False
+            self.look_again = self.look_again or self._settings.replicate_again
+        if self.look_again:
+            self.look_again = False
+            self._find_lacking()
+        for item in list(itertools.islice(self.lacking, _A_TURN)) if self.lacking else ():
+            if not self._has_room():
+                break
+            if item in self._items_flying:
+                del self.lacking[item]  # looked at again when its order ends
+            else:
+                self._look_at(item)
+        self._tell()
+
+    def _has_room(self) -> bool:
+        return any(self._load.get(id, 0) < _A_MAKER for id in self._executors.workers)
+
+    def _find_lacking(self) -> None:
+        """Everything that may want copies.  Linear in all that is held; only when hosts come or go."""
+        if self._settings.shuffle_replicas > 1:
+            for outputs in self._outputs:
+                for status in outputs.statuses:
+                    if status is not None:
+                        self._want(OutputItem(status.shuffle, status.map_index))
+        for node, count in self._blocks.replication.items():
+            if count > 1:
+                for partition in self._blocks.held.get(node, ()):
+                    self._want(PartitionItem(node, partition))
+
+    def _look_at(self, item: Item) -> None:
+        """Order a copy, or see that none is lacking, or that none can be had now."""
+        if isinstance(item, OutputItem):
+            self._look_at_output(item)
+        else:
+            self._look_at_partition(item)
+
+    def _look_at_output(self, item: OutputItem) -> None:
+        outputs = self._outputs.get(item.shuffle)
+        places = outputs.locations(item.map_index) if outputs is not None else ()
+        if outputs is None or not 0 < len(places) < self._settings.shuffle_replicas:
+            del self.lacking[item]
+            return
+        originals = {status.host: status for status in places}
+        chosen = self._choose(item, set(originals), list(originals))
+        if chosen is not None:
+            worker, host = chosen
+            order = CopyOrder(self._next, output=originals[host], fingerprint=outputs.fingerprint)
+            self._order(item, worker.id, order, originals[host])
+
+    def _look_at_partition(self, item: PartitionItem) -> None:
+        holding = self._blocks.holding(item.node, item.partition)
+        wanted = self._blocks.replication.get(item.node, 1)
+        if holding is None or wanted < 2:
+            del self.lacking[item]
+            return
+        if not holding.disk:
+            self._write_down(item, holding)
+            return
+        hosts = set(holding.disk)
+        hosts.update(self._executors.live[id].host for id in holding.memory)
+        if len(hosts) >= wanted:
+            del self.lacking[item]
+            return
+        chosen = self._choose(item, hosts, list(holding.disk))
+        if chosen is not None:
+            worker, host = chosen
+            block = holding.disk[host]
+            self._order(item, worker.id, CopyOrder(self._next, cached=block), block.block)
+
+    def _write_down(self, item: PartitionItem, holding: Holding) -> None:
+        """It is in memory alone: whoever holds it writes it to its host's disk, where others can read it."""
+        makers = [id for id in holding.memory if self._load.get(id, 0) < _A_MAKER]
+        if not makers:
+            self._want(self._last(item))
+        else:
+            held = CachedBlock(item.node, item.partition, holding.memory[makers[0]])
+            self._order(item, makers[0], CopyOrder(self._next, cached=held), None)
+
+    def _choose(
+        self, item: Item, holders: set[HostId], sources: list[HostId]
+    ) -> tuple[WorkerState, HostId] | None:
+        """Who is to make the copy, and from which host it reads.  With nobody now it waits, and with nobody
+        at all it is looked at when a host comes."""
+        now_s = self._turn.now_s
+        others = [w for w in self._executors.workers.values() if w.has_spoken and w.host not in holders]
+        if not others:
+            del self.lacking[item]
+            if not self._told_short:
+                self._told_short = True
+                hosts = ", ".join(sorted(self._executors.hosts()))
+                self._turn.note("copies_lack_hosts", text=f"no further host for a copy; hosts: {hosts}")
+            return None
+        pairs = [
+            (self._load.get(worker.id, 0), self._given.get(worker.id, 0), worker.id, worker, source)
+            for worker in others
+            if not self._health.backing_off(worker.host, now_s)
+            for source in sources
+            if self._executors.host_is_live(source)
+            and not self._health.link_is_bad(worker.host, source, now_s)
+        ]
+        if not pairs:
+            self._put_off(item)
+            return None
+        load, _, _, worker, source = min(pairs, key=lambda pair: pair[:3])
+        if load < _A_MAKER:
+            return worker, source
+        self._want(self._last(item))
+        return None
+
+    def _last(self, item: Item) -> Item:
+        """The item, to be put at the end: who could make its copy is busy."""
+        del self.lacking[item]
+        return item
+
+    def _order(
+        self, item: Item, maker: Incarnation, order: CopyOrder, original: MapStatus | BlockRef | None
+    ) -> None:
+        self._next += 1
+        self.flying[order.number] = Flight(item, maker, original)
+        self._items_flying[item] = order.number
+        self._load[maker] = self._load.get(maker, 0) + 1
+        self._given[maker] = self._given.get(maker, 0) + 1
+        self._orders.setdefault(maker, []).append(order)
+        del self.lacking[item]
+
+    def _tell(self) -> None:
+        for maker, orders in self._orders.items():
+            hosts = {
+                host: self._executors.addresses[host]
+                for order in orders
+                if (host := _source(order)) is not None and host in self._executors.addresses
+            }
+            self._turn.send(maker, MakeCopies(tuple(orders), hosts))
+        self._orders.clear()
+
+    # --- For tests and simulation ---
+
+    def check(self) -> None:
+        """Linear in what is under way."""
+        load: dict[Incarnation, int] = {}
+        for number, flight in self.flying.items():
+            assert number < self._next and self._items_flying[flight.item] == number, "S28"
+            live = self._executors.live if flight.original is None else self._executors.workers
+            assert flight.maker in live, "S13, S28: an order is with somebody who is gone"
+            load[flight.maker] = load.get(flight.maker, 0) + 1
+        assert load == self._load and all(count <= _A_MAKER for count in load.values()), "S12, S29"
+        assert len(self._items_flying) == len(self.flying), "S28"
+        assert not self._orders and not self.lacking.keys() & self.waiting.keys()
+
+
+def _same_bytes(one: CachedBlock, other: BlockRef) -> bool:
+    ref = one.block
+    return ref is not None and (ref.size_bytes, ref.checksum) == (other.size_bytes, other.checksum)
+
+
+def _source(order: CopyOrder) -> HostId | None:
+    if order.output is not None:
+        return order.output.host
+    assert order.cached is not None
+    return order.cached.block.host if order.cached.block is not None else None
