@@ -33,6 +33,13 @@ def thread_cpu_s(ident: int) -> float:
     return time.clock_gettime(time.pthread_getcpuclockid(ident))
 
 
+def local_time(t_ms: int | None) -> str:
+    """A wall time as people write it where they are; empty for None."""
+    if t_ms is None:
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(t_ms / 1000)) + f".{t_ms % 1000:03d}"
+
+
 def cpu_s() -> float:
     """CPU seconds of this process so far."""
     return time.process_time()

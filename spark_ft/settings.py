@@ -178,7 +178,17 @@ class Settings:
 
     # For people
     event_log: bool = _key("spark.eventLog.enabled", True, boolean, "JSON lines of all that happens")
-    event_log_dir: str = _key("spark.eventLog.dir", "", _path, "kept there; dropped with the scratch when empty")
+    event_log_dir: str = _key("spark.eventLog.dir", "", _path, "where; one for each user under the temporary directory when empty")
+    event_log_rolling: bool = _key("spark.eventLog.rolling.enabled", True, boolean, "in parts; else it ends when it is full")
+    event_log_part_bytes: int = _key("spark.eventLog.rolling.maxFileSize", 16 << 20, size_bytes, "of one part", least=4 << 10)
+    event_log_bytes: int = _key("spark.ft.eventLog.maxSize", 64 << 20, size_bytes, "of one application's log", least=16 << 10)
+    event_logs_bytes: int = _key("spark.ft.eventLog.maxTotalSize", 256 << 20, size_bytes, "of all logs in a directory that is cleaned", least=0)
+    event_logs_clean: bool = _key("spark.history.fs.cleaner.enabled", False, boolean, "remove old logs; always done in the default directory")
+    event_logs_age_s: float = _key("spark.history.fs.cleaner.maxAge", 7 * 86400.0, seconds, "older logs go", least=0)
+    event_logs_count: int = _key("spark.history.fs.cleaner.maxNum", 1000, _whole, "more logs than that go", least=1)
+    event_queue: int = _key("spark.scheduler.listenerbus.eventqueue.capacity", 10_000, _whole, "events a listener may lag behind", least=1)
+    event_log_queue: int = _key("spark.scheduler.listenerbus.eventqueue.eventLog.capacity", 100_000, _whole, "and the event log", least=1)
+    extra_listeners: str = _key("spark.extraListeners", "", str, "classes, by module and name, that are told of all that happens")
     retained_jobs: int = _key("spark.ui.retainedJobs", 1000, _whole, "that the status tracker knows", least=1)
     retained_stages: int = _key("spark.ui.retainedStages", 1000, _whole, "that the status tracker knows", least=1)
     overwrite_files: bool = _key("spark.files.overwrite", False, boolean, "by another file of the same name")

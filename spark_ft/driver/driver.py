@@ -27,9 +27,9 @@ from typing import Any
 from spark_ft import accumulators, closures
 from spark_ft.clock import BootClock, wall_ms
 from spark_ft.cluster.local import LocalCluster
-from spark_ft.driver.eventlog import EventLog
+from spark_ft.driver.eventlog import open_event_log
 from spark_ft.driver.handle import JobHandle
-from spark_ft.errors import ClusterError, FetchError, SettingsError
+from spark_ft.errors import ClusterError, FetchError
 from spark_ft.executor.versions import versions
 from spark_ft.ids import (
     DRIVER_HOST,
@@ -114,9 +114,10 @@ class Driver:
         with contextlib.ExitStack() as failed:  # what has been begun ends with a constructor that raises
             failed.callback(self.cluster.remove_scratch)
             failed.callback(self.cluster.stop)
-            self._events = self._open_event_log()
+            self._events = open_event_log(settings, self.app_id)
             if self._events is not None:
                 failed.callback(self._events.close)
+                self._observers = (self._events.write, *observers)
             self._roots: dict[HostId, Path] = {DRIVER_HOST: self.scratch / "driver"}
             self._reader = StoreReader(self._roots)
             data_endpoint = self.cluster.endpoint("driver-data")
@@ -139,7 +140,10 @@ class Driver:
             self._server.start()
             self._hosts[DRIVER_HOST] = self._server.endpoint
             self._core.learn_hosts({DRIVER_HOST: self.cluster.advertised(self._server.endpoint)})
-            about = {"app": self.app_id, "name": settings.app_name, "pid": os.getpid()}
+            about = {
+                "app": self.app_id, "name": settings.app_name, "pid": os.getpid(), "master": settings.master,
+                "scratch": str(self.scratch),
+            }  # fmt: skip
             self._note("application_start", about)
             self.cluster.start(self._host, self.me, self.app_id, self._token, self.scratch)
             self._thread = threading.Thread(target=self._host.run, name="spark-ft-driver", daemon=True)
@@ -149,15 +153,10 @@ class Driver:
             self.stop()
             raise
 
-    def _open_event_log(self) -> EventLog | None:
-        given = self.settings.event_log_dir
-        self.event_log_path = Path(given, f"{self.app_id}.jsonl") if given else self.scratch / "events.jsonl"
-        if not self.settings.event_log:
-            return None
-        try:
-            return EventLog(self.event_log_path)
-        except OSError as error:
-            raise SettingsError(f"spark.eventLog.dir={given!r}: {error}") from None
+    def flush_events(self) -> None:
+        """Wait, for at most a second, until the event log tells all that has happened so far."""
+        if self._events is not None:
+            self._events.flush()
 
     # --- Jobs ---
 
@@ -337,8 +336,7 @@ class Driver:
                 raise AssertionError(f"a scheduler does not ask for {effect!r}")
 
     def _note(self, kind: str, fields: Mapping[str, object]) -> None:
-        if self._events is not None:
-            self._events.write(kind, fields)
+        """The one stream of what happens: to the event log, the status and the listeners alike."""
         for observer in self._observers:
             observer(kind, fields)
 

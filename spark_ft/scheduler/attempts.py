@@ -77,9 +77,15 @@ class Attempts:
         )
 
     def free(
-        self, attempt: Attempt, reason: str, blame: str = "", run_s: float = 0.0, records: int = 0
+        self,
+        attempt: Attempt,
+        reason: str,
+        blame: str = "",
+        run_s: float = 0.0,
+        records: int = 0,
+        text: str = "",
     ) -> None:
-        """It has ended: its slot is free."""
+        """It has ended: its slot is free.  ``text`` is for people."""
         executor = attempt.executor
         del executor.running[attempt.task_id]
         self.queued.pop(attempt.task_id, None)
@@ -103,12 +109,14 @@ class Attempts:
             blame=blame,
             run_s=run_s,
             records=records,
+            text=text,
         )
 
     def kill(self, attempt: Attempt, reason: str) -> None:
         """Its outcome is not wanted any more.  It keeps its slot until its end is told."""
         assert attempt.counts and attempt.stage.tasks is not None
         attempt.stage.tasks.ended(attempt)
+        self._turn.note("task_killed", task=attempt.task_id, why=reason)
         if attempt.executor.id in self._executors.live:
             self._turn.send(attempt.executor.id, KillTask(attempt.task_id, reason))
             self.killing[attempt.task_id] = attempt, self._turn.now_s + _KILL_ANSWER_S

@@ -22,6 +22,7 @@ from spark_ft.ids import Incarnation, TaskId
 from spark_ft.protocol.effects import JobFailure, MergeAccums
 from spark_ft.protocol.messages import (
     DropBlocks,
+    EndReason,
     FetchFailed,
     HostError,
     Killed,
@@ -47,6 +48,7 @@ _STAGE_ROUNDS_MAX = 100  # stage attempts that failed fetches may end, even with
 _REFUSED_DELAY_S, _REFUSED_DELAY_MAX_S = 0.5, 5.0
 _UNLOADABLE_MAX = 2
 _PACE = 1.5  # times the median of the stage is no slower than usual
+_TEXT_MAX = 500  # characters of an error in a note
 _NOT_FOUND_MAX = 20  # times that one task may miss what the driver believed to be there
 
 
@@ -86,7 +88,9 @@ class Ends:
         reason = end.reason
         if not isinstance(reason, Killed):
             self._attempts.started(attempt)
-        self._attempts.free(attempt, type(reason).__name__, _blame(reason), end.run_s, end.record_count)
+        self._attempts.free(
+            attempt, type(reason).__name__, _blame(reason), end.run_s, end.record_count, _text(reason)
+        )
         self._learn_cached(attempt, end)
         if not attempt.counts:
             self._turn.note("ended_after_kill", task=end.task, reason=type(reason).__name__)
@@ -186,6 +190,8 @@ class Ends:
         stage, task = attempt.stage, attempt.task
         if not self._recovery.register(attempt, output):
             if stage.tasks is not None and not task.attempts and task.partition in stage.tasks.active:
+                why = "it is of an older generation, or what it lies on is lost"
+                self._turn.note("output_refused", stage=stage.id, partition=task.partition, why=why)
                 self._dag.requeue(attempt)
             return
         self._copies.output_added(output)
@@ -435,6 +441,24 @@ class Ends:
         until_s = self._health.hosts[host].until_s
         avoid(attempt.task, attempt.executor, now_s, host=True, for_s=until_s - now_s)
         self._dag.requeue(attempt, 0.0 if self._executors.others(set(), {host}) else until_s - now_s)
+
+
+def _text(reason: EndReason) -> str:
+    """What the log says of an end, for people."""
+    match reason:
+        case Success():
+            return ""
+        case UserError() | NotLoadable():
+            text = f"{reason.type_name}: {reason.text}"
+        case FetchFailed():
+            text = f"{reason.evidence}: {reason.text}"
+        case HostError():
+            text = f"{reason.condition}: {reason.text}"
+        case Killed():
+            text = reason.reason
+        case _:
+            assert_never(reason)
+    return text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]} …"
 
 
 def _blame(reason: object) -> str:

@@ -143,10 +143,11 @@ class Recovery:
         outputs = self._outputs[shuffle]
         outputs.bump()
         self._health.forget_output(shuffle)
-        self._turn.note(
-            "rollback", shuffle=shuffle, generation=outputs.generation, cause=cause, map=map_index
-        )
         stage = self._dag.map_stages[shuffle]
+        self._turn.note(
+            "rollback", shuffle=shuffle, generation=outputs.generation, cause=cause, map=map_index,
+            stage=stage.id, tasks=outputs.map_count,
+        )  # fmt: skip
         if stage.tasks is not None:
             for task in list(stage.tasks.active.values()):
                 for attempt in list(task.attempts):
@@ -210,7 +211,9 @@ class Recovery:
         for shuffle, indices in found.items():
             stage = self._dag.map_stages[shuffle]
             for index in indices:
-                self._turn.note("output_lost", shuffle=shuffle, map=index, evidence=evidence)
+                self._turn.note(
+                    "output_lost", stage=stage.id, shuffle=shuffle, map=index, evidence=evidence
+                )
                 self._health.forget_output(shuffle, index)
                 if stage.tasks is not None:
                     stage.tasks.add(index)

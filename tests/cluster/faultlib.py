@@ -162,6 +162,7 @@ class EventLog:
 
     def read(self) -> list[Event]:
         """All events so far, in order."""
+        flush_own_log()
         with self._lock:
             path = self.path
             if path is not None:
@@ -196,6 +197,16 @@ class EventLog:
             elif event["event"] == "executor_lost":
                 alive.pop(event["executor"], None)
         return alive
+
+
+def flush_own_log() -> None:
+    """What this process's own context has noted is in its log afterwards; others' are seen as they come."""
+    from spark_ft import SparkContext
+
+    sc = SparkContext._active_spark_context
+    driver = None if sc is None else sc._driver
+    if driver is not None:
+        driver.flush_events()
 
 
 def matches(event: Event, fields: Mapping[str, Any]) -> bool:

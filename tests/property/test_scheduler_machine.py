@@ -7,6 +7,7 @@ met.  So beside ``check_invariants`` after every event these are checked:
   * results of one job never mix two contents of one shuffle, however often data was lost, also
     when the program is not deterministic (S6, S17, S18), and cached partitions count as read;
   * each accumulator update is merged once (S20), each result delivered once (S1, S3, S4);
+  * the notes say why each task was started again, and that each recovery has ended;
   * when the faults stop and executors are there, every job ends and nothing is left (L1, S28).
 """
 
@@ -23,6 +24,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from spark_ft.history.causes import Causes
+from spark_ft.history.recoveries import Recoveries
 from spark_ft.ids import BlobId, Generation, HostId, Incarnation, JobId, NodeId, ShuffleId
 from spark_ft.protocol.effects import Effect, PeerGone, Released, ResultLost, Send, WithdrawResults
 from spark_ft.protocol.messages import (
@@ -611,6 +614,25 @@ class History:
         self._check_copies()
         world.core.assert_idle()
         self._check_answers()
+        self._check_the_story()
+
+    def _check_the_story(self) -> None:
+        """What is noted explains every start, and every recovery that began has ended."""
+        causes, recoveries = Causes(), Recoveries()
+        begun: set[tuple[int, int]] = set()
+        told: Counter[str] = Counter()
+        for at, note in enumerate(self.world.notes):
+            record = {"event": note.kind, "t_ms": at, **note.fields}
+            why = causes.feed(record)
+            if note.kind == "task_start":
+                place = record["stage"], record["partition"]
+                again = place in begun and not record["speculative"]
+                unexplained = {cause.kind for cause in why} <= {"unknown", "stage_attempt"}
+                assert not (again and unexplained), f"nothing says why {record} was started again: {why}"
+                begun.add(place)
+            told.update(found["event"] for found in recoveries.feed(record))
+        assert told["recovery_start"] == told["recovery_end"]
+        assert recoveries.is_idle(), "the recoveries of ended jobs are forgotten"
 
     def _check_copies(self) -> None:
         """Everything gets its copies, as far as there are hosts and nobody has had trouble making one."""
