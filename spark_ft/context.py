@@ -34,6 +34,7 @@ from spark_ft.errors import ContextInTaskError, JobError, PySparkRuntimeError, S
 from spark_ft.lineage import sources
 from spark_ft.lineage.inputs import local_path
 from spark_ft.lineage.narrow import CheckpointPoint
+from spark_ft.listener import ListenerBus, load_listeners
 from spark_ft.rdd import RDD
 from spark_ft.rdd.saving import save, write_batches
 from spark_ft.rdd.transform import union_of
@@ -112,7 +113,14 @@ class SparkContext(DriverSession):
             except ValueError as error:
                 raise SettingsError(f"spark.log.level={settings.log_level!r}: {error}") from None
             self._status = StatusStore(settings.retained_jobs, settings.retained_stages)
-            driver = Driver(settings, self.environment, (self._status.note,))
+            self._listeners = ListenerBus(settings.event_queue)
+            for listener in load_listeners(settings.extra_listeners, self._conf):
+                self._listeners.add(listener)
+            try:
+                driver = Driver(settings, self.environment, (self._status.note, self._listeners.note))
+            except BaseException:
+                self._listeners.stop(0.0)
+                raise
             self._files = files.Registry(
                 driver.scratch / "files", None if self.master.startswith("local") else driver.put_block
             )
@@ -149,7 +157,8 @@ class SparkContext(DriverSession):
             return SparkContext._active_spark_context or SparkContext(conf=conf or SparkConf())
 
     def stop(self) -> None:
-        """End every job and process of this application.  Idempotent; at most 2 s."""
+        """End every job and process of this application.  Idempotent; at most 2 s, and one more where
+        listeners lag behind."""
         with SparkContext._lock:
             if SparkContext._active_spark_context is self:
                 SparkContext._active_spark_context = None
@@ -160,6 +169,7 @@ class SparkContext(DriverSession):
         if driver is not None:
             self._files.close()
             driver.stop()
+            self._listeners.stop()
 
     def __enter__(self) -> SparkContext:
         return self
@@ -255,6 +265,15 @@ class SparkContext(DriverSession):
 
     def statusTracker(self) -> StatusTracker:
         return StatusTracker(self._status)
+
+    def addSparkListener(self, listener: Any) -> None:
+        """Tell an object derived from ``spark_ft.listener.SparkListener`` of all that happens from now on."""
+        self._live()
+        self._listeners.add(listener)
+
+    def removeSparkListener(self, listener: Any) -> None:
+        """It is told no more."""
+        self._listeners.remove(listener)
 
     def show_profiles(self) -> None:
         raise PySparkRuntimeError(errorClass="INCORRECT_CONF_FOR_PROFILE", messageParameters={})

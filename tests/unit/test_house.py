@@ -28,14 +28,15 @@ LINES_MAX = 600
 FLOORS: dict[int, str] = {
     0: "ids errors settings clock failpoints records interrupts"
     " conf storagelevel statcounter resultiterable resource codecs",
-    1: "lineage protocol closures rows log accumulators broadcast taskcontext files profiler serializers",
+    1: "history lineage protocol closures rows log accumulators broadcast taskcontext files profiler"
+    " serializers",
     2: "scheduler storage transport",
     3: "shuffle",
     4: "executor cluster",
     5: "driver",
-    6: "rdd status",
+    6: "rdd status listener",
     7: "context",
-    8: "streaming util",
+    8: "streaming util observe",
     9: "__init__",
     10: "submit shell __main__",
 }
