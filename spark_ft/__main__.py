@@ -1,4 +1,4 @@
-"""``python -m spark_ft``: help, version, and an interactive shell with ``sc``."""
+"""``spark-ft`` or ``python -m spark_ft``: a shell with ``sc``, and what applications do and did."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import spark_ft
+from spark_ft.observe import explain, status
 
 _BANNER = """\
 spark_ft {version} on Python {python}
@@ -24,6 +25,10 @@ SparkContext available as 'sc' (master = {master}, app id = {app_id})."""
 @click.version_option(spark_ft.__version__, "-V", "--version", prog_name="spark_ft")
 def main() -> None:
     """PySpark RDD programs without a JVM, that keep going when parts of the machine die."""
+
+
+main.add_command(status)
+main.add_command(explain)
 
 
 @main.command()
