@@ -336,19 +336,23 @@ def test_an_application_of_the_same_id_that_runs_too_gets_a_log_of_its_own(tmp_p
 def test_a_fork_of_the_driver_does_not_keep_the_log_locked(tmp_path):
     log = EventLog(tmp_path, "app", Retention())
     read, write = os.pipe()
+    up, child_up = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(write)
+        os.write(child_up, b"x")
         os.read(read, 1)  # until the parent is done with its questions
         os._exit(0)
     os.close(read)
     try:
+        os.read(up, 1)
         log.write("n", {})
         log.close()
         assert not LogFiles(log.path).is_live(), "the child has let go of its copy"
         assert kinds(LogFiles(log.path)) == ["n"]
     finally:
-        os.close(write)
+        for fd in (write, up, child_up):
+            os.close(fd)
         os.waitpid(pid, 0)
 
 
