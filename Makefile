@@ -13,7 +13,7 @@ SEED    ?=
 RUNS    ?= 3
 ONLY    ?=
 SCALE   ?= 1
-SECONDS_OF_CHAOS ?= 120
+RUNS_OF_CHAOS ?= 20
 
 PYTEST  := $(BIN)/python -m pytest
 SEEDED  := $(if $(SEED),--hypothesis-seed=$(SEED),)
@@ -49,8 +49,8 @@ check: $(STAMP)  ## lint, types (strict), and the rules of the house
 
 # Unit tests run executors' code in one process, with the hash seed of executors: the same every time.
 # All other tests run as a user's program does, with whatever seed comes.
-test: check test-unit  ## check, then unit, property and cluster tests: under ten minutes on two cores
-	$(PYTEST) -q tests/property tests/cluster
+test: check test-unit  ## check, then unit, property, cluster and chaos tests: under ten minutes on two cores
+	$(PYTEST) -q tests/property tests/cluster tests/chaos
 
 test-unit: $(STAMP)  ## no processes, no sockets, no sleeps
 	PYTHONHASHSEED=0 $(PYTEST) -q tests/unit
@@ -65,8 +65,9 @@ sim: $(STAMP)  ## the state machines and random programs with many more examples
 	HYPOTHESIS_PROFILE=sim $(PYTEST) -q tests/property $(wildcard tests/unit/scheduler tests/unit/cluster tests/unit/executor) \
 	    --timeout=3600 $(SEEDED)
 
-chaos: $(STAMP)  ## a live kill loop: random executors die every second or so while jobs run (SEED=n)
-	SPARK_FT_CHAOS_SEED=$(SEED) SPARK_FT_CHAOS_S=$(SECONDS_OF_CHAOS) $(PYTEST) -q -s -m chaos tests/chaos --timeout=3600
+chaos: $(STAMP)  ## seeds of live chaos (RUNS_OF_CHAOS=20; SEED=n for that one), then ten thousand killed writers
+	$(BIN)/python -m chaos $(if $(SEED),replay $(SEED),sweep --seeds $(RUNS_OF_CHAOS))
+	SPARK_FT_CHAOS_SEED=$(SEED) $(PYTEST) -q -s -m chaos tests/chaos --timeout=3600
 
 big: $(STAMP)  ## sort, group and join 2 GB in executors of 256 MB (needs about 8 GB of disk)
 	$(PYTEST) -q -s -m big tests/big --timeout=3600

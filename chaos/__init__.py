@@ -1,10 +1,10 @@
-"""The chaos harness: workloads, nemeses, histories, checkers.  An empty room today.
+"""The chaos harness: workloads, nemeses, schedules, histories, checkers; docs/chaos.md tells how to use it.
 
-Here will live, over the same pure cores that the engine runs: a simulator in virtual time with
-faulty network, disk and clocks (``sim``), a harness over real processes behind fault-injecting
-proxies (``live``), the nemeses that both know, and the checkers that judge their histories.
-
-What exists today stands elsewhere: state machines over each core and random programs under
-kills in ``tests/property``, one test a fault in ``tests/cluster``, the live kill loop of
-``make chaos`` in ``tests/chaos``.
+workloads/    jobs whose right answer is known by construction
+nemesis/      what breaks things, and says whether it took effect
+schedule.py   seed -> what is run, and which faults come when
+history.py    what happened, as JSON lines
+checkers.py   who judges it afterwards: true, false or unknown
+live/         real clusters of real processes
+sim/          the real cores in one thread under virtual time
 """

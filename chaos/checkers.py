@@ -21,6 +21,7 @@ effect by then can give it:
     its attempt failed for lack of disk or memory   TASK
     its finished output became unreadable           OUTPUTS
     its generation was rolled back                  OUTPUTS, and the workload is not deterministic
+    it was taken from an executor that stood still  TIME or MESSAGES
     its job had ended without it                    anything
 """
 
@@ -212,9 +213,15 @@ def starts(history: History) -> tuple[str, list[str], Mapping[str, Any]]:
         handle = _HANDLERS.get(event["event"])
         if handle is not None:
             handle(account, event)
+    used: Counter[str] = Counter()
+    for place, count in account.started.items():
+        reasons = account.reasons[place]
+        used.update(reasons[: count - 1])
+        if count - 1 > len(reasons):
+            account.wrong.append(f"{place} started {count} times, with {reasons or 'no reason'} for that")
     again = sum(count - 1 for count in account.started.values())
     counts = {"tasks": len(account.started), "started again": again, "speculative": account.speculative}
-    return verdict_of(account.wrong), account.wrong[:10], {**counts, **account.used}
+    return verdict_of(account.wrong), account.wrong[:10], {**counts, **used}
 
 
 class _Account:
@@ -227,9 +234,9 @@ class _Account:
         self.deterministic = not program and WORKLOADS[history.options.workload].deterministic
         self.reasons: dict[Place, list[str]] = defaultdict(list)
         self.started: Counter[Place] = Counter()
-        self.used: Counter[str] = Counter()
         self.speculative = 0
         self.wrong: list[str] = []
+        self.still: set[str] = set()  # executors that were stopped, stuck or cut off at some time
         self.running: dict[int, Event] = {}
         self.partitions: dict[int, set[int]] = defaultdict(set)  # of each stage, those that ever began
         self.stage_of_shuffle: dict[int, int] = {}
@@ -258,11 +265,6 @@ class _Account:
             self.speculative += 1
             return
         self.started[place] += 1
-        if self.started[place] > 1:
-            if self.reasons[place]:
-                self.used[self.reasons[place].pop(0)] += 1
-            else:
-                self.wrong.append(f"{place} started {self.started[place]} times, without a reason: {event}")
 
     def task_end(self, event: Event) -> None:
         start = self.running.pop(event["task"], None)
@@ -275,10 +277,16 @@ class _Account:
             why = "it could not read its input"
         elif reason in ("HostError", "UserError", "NotLoadable") and TASK in taken:
             why = "it failed for lack of disk or memory"
+        elif reason == "Killed" and event["executor"] in self.still and taken & {TIME, MESSAGES}:
+            why = "it was taken from an executor that stood still"
         elif reason == "Killed" and self.job_ended_s.get(start["stage"], -1.0) >= start["seen_s"]:
             why = "its job had ended without it"
         if why:
             self.reasons[start["stage"], start["partition"]].append(why)
+
+    def stood_still(self, event: Event) -> None:
+        if event.get("stopped", True):
+            self.still.add(event["executor"])
 
     def output_lost(self, event: Event) -> None:
         if OUTPUTS in self.taken(event):
@@ -306,6 +314,9 @@ _HANDLERS: Mapping[str, Callable[[_Account, Event], None]] = {
     "stage_start": _Account.stage_start,
     "task_start": _Account.task_start,
     "task_end": _Account.task_end,
+    "executor_stopped": _Account.stood_still,
+    "executor_cut_off": _Account.stood_still,
+    "stalled_task_killed": _Account.stood_still,
     "output_lost": _Account.output_lost,
     "result_lost": _Account.result_lost,
     "rollback": _Account.changed,

@@ -55,6 +55,7 @@ class Options:
     seconds: float  # of faults; then they are healed and the workload ends
     scale: float = 1.0
     conf: Mapping[str, str] = field(default_factory=dict)
+    every_s: float = EVERY_S  # between faults, on average
     about: str = ""  # what was drawn beside the names
     program: tuple[str, ...] = ()  # a user's own program with its arguments, instead of a workload
 
@@ -83,10 +84,12 @@ def swept(seed: int, seconds: float, nemeses: Sequence[str] = (), workloads: Seq
     about, conf = rng.choice(SWARM)
     master = rng.choice([master for master in MASTERS if not managed or master.startswith("local-cluster")])
     unique = tuple(dict.fromkeys(chosen))
-    return Options(seed, workload, unique, master, seconds, rng.choice([0.5, 1.0, 1.0, 1.5]), conf, about)
+    return Options(
+        seed, workload, unique, master, seconds, rng.choice([0.5, 1.0, 1.0, 1.5]), conf, about=about
+    )
 
 
-def draw(options: Options, every_s: float = EVERY_S) -> list[Fault]:
+def draw(options: Options) -> list[Fault]:
     """The faults of a run, in the order of their times."""
     rng = options.rng("schedule")
     kinds = [
@@ -97,7 +100,7 @@ def draw(options: Options, every_s: float = EVERY_S) -> list[Fault]:
     ]
     faults: list[Fault] = []
     counts: dict[tuple[str, str], int] = {}
-    at_s = CALM_S + rng.uniform(0.0, min(1.0, every_s))
+    at_s = CALM_S + rng.uniform(0.0, min(1.0, options.every_s))
     while kinds and at_s < options.seconds:
         left = [(n, k) for n, k in kinds if not k.most or counts.get((n, k.name), 0) < k.most]
         if not left:
@@ -106,7 +109,7 @@ def draw(options: Options, every_s: float = EVERY_S) -> list[Fault]:
         counts[(name, kind.name)] = counts.get((name, kind.name), 0) + 1
         drawn = fault(len(faults), name, kind, at_s, rng)
         faults.append(replace(drawn, until_s=min(drawn.until_s, round(options.seconds + OVER_S, 3))))
-        at_s += rng.expovariate(1.0 / every_s)
+        at_s += rng.expovariate(1.0 / options.every_s)
     return faults
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ def add_commands(commands: Any) -> None:
     """Add this module's commands to the command line."""
     run = commands.add_parser("run", help="one run: a workload, or a program of your own, under faults")
     run.add_argument("--workload", default="", help="of `list`; drawn from the seed if none is named")
+    run.add_argument("--program", default="", help="your own program, with its arguments in the same string")
     run.add_argument("--nemesis", default="", help="of `list`, several separated by commas; drawn if none")
     run.add_argument("--master", default="", help="local-cluster[2,1,512] if none is named")
     run.add_argument("--faults", default="", help="not drawn: nemesis.kind@5-8,nemesis.kind@9")
@@ -45,9 +47,9 @@ def add_commands(commands: Any) -> None:
 
     many = commands.add_parser("sweep", help="many seeds; can be stopped and resumed")
     many.add_argument("--seeds", type=int, default=20, help="how many")
-    many.add_argument("--first", type=int, default=0, help="the first of them")
+    many.add_argument("--first", type=int, default=-1, help="the first of them; drawn if none is given")
     many.add_argument("--seconds", type=float, default=SECONDS, help="of faults, in each run")
-    many.add_argument("--out", type=Path, required=True)
+    many.add_argument("--out", type=Path, help="where results are kept; the same one resumes a sweep")
     many.add_argument("--nemesis", default="", help="only these")
     many.add_argument("--workload", default="", help="only these")
     many.add_argument("--jobs", type=int, default=2, help="at a time: 1 or 2")
@@ -64,7 +66,7 @@ def add_commands(commands: Any) -> None:
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=-1, help="drawn if none is given")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of faults; then they are healed")
+    parser.add_argument("--seconds", type=float, help="of faults; then they are healed")
     parser.add_argument("--out", type=Path, help="directory for the history and the report")
 
 
@@ -79,10 +81,15 @@ def _names(text: str, known: Any, what: str) -> tuple[str, ...]:
 def _options(given: argparse.Namespace, seed: int) -> schedule.Options:
     nemeses = _names(given.nemesis, NEMESES, "nemesis")
     workloads = _names(given.workload, WORKLOADS, "workload")
+    program = tuple(shlex.split(given.program))
+    if program and not Path(program[0]).is_file():
+        sys.exit(f"--program: there is no file {program[0]}")
+    # A program says by itself how long it takes.
+    seconds = given.seconds if given.seconds is not None else 0.0 if program else SECONDS
     if given.swept:
-        return schedule.swept(seed, given.seconds, nemeses, workloads)
+        return schedule.swept(seed, seconds, nemeses, workloads)
     rng = random.Random(f"{seed}/names")
-    workload = workloads[0] if workloads else rng.choice(SWEPT)
+    workload = "" if program else workloads[0] if workloads else rng.choice(SWEPT)
     if given.faults:
         chosen: tuple[str, ...] = nemeses
     else:
@@ -90,18 +97,16 @@ def _options(given: argparse.Namespace, seed: int) -> schedule.Options:
     pairs = [text.partition("=") for text in given.conf]
     conf = {key.strip(): value.strip() for key, _, value in pairs}
     master = given.master or "local-cluster[2,1,512]"
-    return schedule.Options(seed, workload, chosen, master, given.seconds, given.scale, conf)
+    return schedule.Options(
+        seed, workload, chosen, master, seconds, given.scale, conf, given.every, program=program
+    )
 
 
 def _run(given: argparse.Namespace) -> int:
     seed = given.seed if given.seed >= 0 else time.time_ns() % 1_000_000
     options = _options(given, seed)
     try:
-        faults = (
-            schedule.given(given.faults.split(","), options.rng("given"))
-            if given.faults
-            else schedule.draw(options, given.every)
-        )
+        faults = schedule.given(given.faults.split(","), options.rng("given")) if given.faults else None
     except ValueError as error:
         sys.exit(f"--faults: {error}")
     return _one(options, faults, given.out)
@@ -111,7 +116,8 @@ def _one(options: schedule.Options, faults: Any, out: Path | None) -> int:
     directory = (out or Path(tempfile.mkdtemp(prefix="chaos-"), f"seed-{options.seed}")).absolute()
     what = " ".join(options.program) or options.workload
     print(f"seed {options.seed}: {what} on {options.master} {options.about}, {options.seconds:g} s")
-    print("faults:", *faults)
+    if faults is not None or not options.program:
+        print("faults:", *(schedule.draw(options) if faults is None else faults))
     told = sweep.do_one(options, directory, faults)
     for finding in told["findings"]:
         counts = ", ".join(f"{name} {value}" for name, value in finding["counts"].items())
@@ -137,8 +143,7 @@ def _list(given: argparse.Namespace) -> int:
 
 def _replay(given: argparse.Namespace) -> int:
     if given.what.isdigit():
-        options = schedule.swept(int(given.what), given.seconds)
-        return _one(options, schedule.draw(options), given.out)
+        return _one(schedule.swept(int(given.what), given.seconds), None, given.out)
     directory = Path(given.what)
     happened = history.read(directory)
     if not given.judge:
@@ -156,15 +161,18 @@ def _replay(given: argparse.Namespace) -> int:
 def _sweep(given: argparse.Namespace) -> int:
     nemeses = _names(given.nemesis, NEMESES, "nemesis")
     workloads = _names(given.workload, WORKLOADS, "workload")
-    seeds = range(given.first, given.first + given.seeds)
+    # A sweep that is kept begins at seed 0, so that it can be resumed.
+    first = given.first if given.first >= 0 else 0 if given.out else time.time_ns() % 1_000_000
+    out = (given.out or Path(tempfile.mkdtemp(prefix="chaos-sweep-"))).absolute()
+    print(f"seeds {first} to {first + given.seeds - 1}, in {out}")
     try:
         runs = sweep.sweep(
-            seeds, given.out.absolute(), given.seconds, nemeses, workloads, given.jobs, given.keep
+            range(first, first + given.seeds), out, given.seconds, nemeses, workloads, given.jobs, given.keep
         )
     except ValueError as error:
         sys.exit(str(error))
     text = sweep.table(runs)
-    (given.out / "table.txt").write_text(text + "\n")
+    (out / "table.txt").write_text(text + "\n")
     print(text)
     return 0 if len(runs) == given.seeds and all(each["verdict"] == checkers.TRUE for each in runs) else 1
 

@@ -9,7 +9,6 @@ lost its parent.  No signal is sent to a process without it.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -91,17 +90,21 @@ class Cluster:
         """After how much silence a peer is given up, by the application's settings."""
         return Settings.from_conf(self.launch.conf).lost_after_s
 
+    @property
+    def given_up_after_s(self) -> float:
+        """… and when at the latest it is, because silence is looked for twice a second."""
+        return self.lost_after_s + 0.5
+
     def now_s(self) -> float:
         """The harness's clock: monotonic seconds since the launch."""
         return time.monotonic() - self._zero
 
     # --- Life ---
 
-    def start(self, options: dict[str, Any]) -> None:
-        """Launch the driver.  ``options`` go to ``program.py``."""
+    def conf(self) -> dict[str, str]:
+        """The settings that the application gets."""
         launch = self.launch
-        (self.directory / "events").mkdir(parents=True, exist_ok=True)
-        conf = {
+        return {
             "spark.app.name": "chaos",
             **launch.conf,
             "spark.master": launch.master,
@@ -109,19 +112,21 @@ class Cluster:
             "spark.eventLog.enabled": "true",
             "spark.eventLog.dir": str(self.directory / "events"),
         }
-        told = {**options, "conf": conf, "directory": str(self.directory)}
-        path = self.directory / "program.json"
-        path.write_text(json.dumps(told, indent=1))
-        env = {**os.environ, **launch.env, MARK: self.mark}
+
+    def start(self, command: Sequence[str], cwd: Path, printed: Path | None = None) -> None:
+        """Launch the driver: this Python with these arguments.  Its words go to ``words``, what it prints to
+        ``printed`` if that is named."""
+        (self.directory / "events").mkdir(parents=True, exist_ok=True)
+        env = {**os.environ, **self.launch.env, MARK: self.mark}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH", "")]))
-        command = [*launch.wrapper, sys.executable, "-m", "chaos.live.program", str(path)]
-        with (self.directory / "words").open("ab") as words:
+        with contextlib.ExitStack() as files:
+            words = files.enter_context((self.directory / "words").open("ab"))
             self._popen = subprocess.Popen(
-                command,
-                cwd=self.directory,
+                [*self.launch.wrapper, sys.executable, *command],
+                cwd=cwd,
                 env=env,
                 stdin=subprocess.DEVNULL,
-                stdout=words,
+                stdout=words if printed is None else files.enter_context(printed.open("wb")),
                 stderr=words,
                 start_new_session=True,
             )

@@ -36,13 +36,13 @@ def run(options: Options, directory: Path, faults: Sequence[Fault] | None = None
     directory.mkdir(parents=True)
     writer = history.Writer(directory)
     try:
-        _Run(options, directory, list(faults if faults is not None else draw(options)), writer).play()
+        Run(options, directory, list(draw(options) if faults is None else faults), writer).play()
     finally:
         writer.close()
     return checkers.judge(history.read(directory))
 
 
-class _Run:
+class Run:
     """The state of one run."""
 
     def __init__(
@@ -65,7 +65,7 @@ class _Run:
         cluster = Cluster(launch, secrets.token_hex(8))
         shared_before = set(os.listdir("/dev/shm"))
         try:
-            cluster.start({"options": asdict(options)})
+            self.start(cluster)
             if cluster.wait_until_up():
                 self.writer.write("up", at_s=cluster.now_s())
                 self.break_things(cluster)
@@ -79,6 +79,22 @@ class _Run:
             self.look_round(cluster, shared_before)
             cluster.close()
             self.write_down(cluster)
+
+    def start(self, cluster: Cluster) -> None:
+        """Launch a driver that does rounds of the workload."""
+        told = {"options": asdict(self.options), "conf": cluster.conf(), "directory": str(self.directory)}
+        path = self.directory / "program.json"
+        path.write_text(json.dumps(told, indent=1))
+        cluster.start(["-m", "chaos.live.program", str(path)], self.directory)
+
+    def patience_s(self) -> float:
+        """How long the workload may take to end once nothing is broken any more."""
+        return WORKLOADS[self.options.workload].deadline_s * max(1.0, self.options.scale)
+
+    def results(self, cluster: Cluster) -> list[dict[str, Any]]:
+        """What was observed."""
+        path = self.directory / "results.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def trouble(self, what: str) -> contextlib.AbstractContextManager[None]:
         return _Trouble(self.writer, what)
@@ -132,9 +148,7 @@ class _Run:
     # --- The end ---
 
     def await_end(self, cluster: Cluster) -> None:
-        workload = WORKLOADS.get(self.options.workload)
-        round_s = workload.deadline_s if workload is not None else 120.0
-        patience_s = round_s * max(1.0, self.options.scale) + 2 * cluster.lost_after_s + 10.0
+        patience_s = self.patience_s() + 2 * cluster.lost_after_s + 10.0
         began_s = cluster.now_s()
         ended = cluster.wait(cluster.ended, patience_s, 0.02)
         for invocation in list(self.open.values()):
@@ -181,9 +195,7 @@ class _Run:
             self.writer.write("event", **event)
         for at_s, late_s in cluster.log.lateness:
             self.writer.write("late", at_s=round(at_s, 3), late_s=round(late_s, 3))
-        path = self.directory / "results.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else ():
-            result: dict[str, Any] = json.loads(line)
+        for result in self.results(cluster):
             self.writer.write("result", **result)
 
 

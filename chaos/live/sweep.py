@@ -24,7 +24,7 @@ from typing import Any
 
 from chaos import checkers, history, schedule
 from chaos.checkers import Finding
-from chaos.live import report
+from chaos.live import report, userprogram
 from chaos.live.cluster import ROOT
 from chaos.live.runner import run
 from chaos.nemesis import Fault
@@ -38,7 +38,7 @@ def do_one(
 ) -> dict[str, Any]:
     """One run with its report; what is known of it as plain values."""
     began = time.monotonic()
-    findings = run(options, directory, faults)
+    findings = (userprogram.run if options.program else run)(options, directory, faults)
     happened = history.read(directory)
     (directory / "report.html").write_text(report.html(happened, findings))
     summary = summed_up(happened, findings)

@@ -44,7 +44,7 @@ class PauseExecutor(Nemesis):
             victims=[victim.id],
             notices=[
                 Notice(("executor_stopped", "executor_lost"), {"executor": victim.id}, NOTICED_WITHIN_S),
-                Notice(("executor_lost",), {"executor": victim.id}, cluster.lost_after_s),
+                Notice(("executor_lost",), {"executor": victim.id}, cluster.given_up_after_s),
             ],
             paused={victim.id: victim.pid},
             ran=len(running),

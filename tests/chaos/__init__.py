@@ -1,1 +1,1 @@
-"""Long live runs under random kills; ``make chaos``."""
+"""Live runs of the chaos harness: a few seeds in ``make test``, more by ``make chaos``."""

@@ -180,6 +180,17 @@ def test_a_failed_attempt_needs_a_fault_that_can_make_it_fail(reason: str, takes
     assert verdict("starts", history(*told, faults=[invocation(takes=frozenset({takes}))])) == TRUE
 
 
+@pytest.mark.parametrize("kind", ["executor_stopped", "executor_cut_off", "stalled_task_killed"])
+def test_what_an_executor_that_stands_still_had_not_begun_is_given_to_others(kind: str):
+    still = {"event": kind, "executor": "executor-1", "seen_s": 1.0}
+    stops = [invocation(takes=frozenset({TIME}))]
+    told = [start(1, 1.1, executor="executor-2"), start(0, 4.0), end(0, 4.0, "Killed")]
+    assert verdict("starts", history(still, *told, faults=stops)) == TRUE
+    assert verdict("starts", history(*told, faults=stops)) == FALSE
+    assert verdict("starts", history(still, *told)) == FALSE  # nobody made it stand still
+    assert verdict("starts", history(still, *told, start(2, 5.0), faults=stops)) == FALSE
+
+
 def test_a_killed_attempt_is_started_again_only_for_another_job():
     job = {"event": "job_start", "job": 0, "stages": [0], "seen_s": 0.5}
     over = {"event": "job_end", "job": 0, "ok": False, "seen_s": 1.0}

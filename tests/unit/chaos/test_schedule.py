@@ -41,8 +41,8 @@ def test_every_fault_of_a_schedule_can_be_made(seed: int):
 
 def test_a_kind_comes_no_more_often_than_it_may():
     for name, cls in NEMESES.items():
-        options = schedule.Options(1, "bank", (name,), "local-cluster[2,1,512]", 60.0)
-        faults = schedule.draw(options, every_s=0.2)
+        options = schedule.Options(1, "bank", (name,), "local-cluster[2,1,512]", 60.0, every_s=0.2)
+        faults = schedule.draw(options)
         for kind in cls.kinds:
             count = sum(each.kind == kind.name for each in faults)
             assert not kind.most or count <= kind.most
