@@ -64,6 +64,8 @@ class Follower:
         with self._lock:
             now = self._now_s()
             for path in sorted(self.directory.glob("*.jsonl*"), key=_age):
+                if ".jsonl.kept" in path.name:
+                    continue  # copies of lines that were seen when they were written
                 with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
                     inode = os.fstat(lines.fileno()).st_ino
                     offset = self._offsets.get(inode, 0)
