@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from dataclasses import replace
 
 from chaos.live.cluster import Cluster, Process
 from chaos.nemesis import PROCESS, WORKER, Fault, Invocation, Kind, Nemesis, Notice
@@ -91,3 +92,90 @@ def rows_of_death(cluster: Cluster, executor: Process) -> list[str]:
     if log.caches(executor.id):
         rows.append("BL-11")
     return rows
+
+
+class KillHost(Nemesis):
+    """A host loses power: its worker and all its executors die at once; its files stay."""
+
+    name = "kill-host"
+    kinds = (Kind("one", ("WK-3", "WK-6"), frozenset({PROCESS, WORKER}), managed=True),)
+
+    def invoke(self, fault: Fault, cluster: Cluster, rng: random.Random) -> Invocation:
+        workers = cluster.workers()
+        if not workers:
+            return self.made(fault, False, why="no worker is there")
+        worker = rng.choice(workers)
+        executors = [executor for executor in cluster.executors() if executor.host == worker.host]
+        for process in [worker, *executors]:
+            cluster.signal(process, signal.SIGKILL)
+        cluster.wait(lambda: not any(p.is_alive() for p in [worker, *executors]), GONE_WITHIN_S)
+        gone = [process.id for process in [worker, *executors] if not process.is_alive()]
+        return self.made(
+            fault,
+            len(gone) == 1 + len(executors),
+            *self.kind(fault.kind).rows,
+            victims=[worker.host, worker.id, *(executor.id for executor in executors)],
+            killed=gone,
+        )
+
+
+class KillManager(Nemesis):
+    """The manager dies: what runs goes on, nothing new is granted."""
+
+    name = "kill-manager"
+    kinds = (Kind("one", ("CM-1",), frozenset(), managed=True, most=1),)
+
+    def invoke(self, fault: Fault, cluster: Cluster, rng: random.Random) -> Invocation:
+        manager = cluster.manager()
+        if manager is None:
+            return self.made(fault, False, why="no manager is there")
+        cluster.signal(manager, signal.SIGKILL)
+        gone = cluster.wait(lambda: not manager.is_alive(), GONE_WITHIN_S)
+        return self.made(fault, gone, "CM-1", manager=manager.pid)
+
+
+class KillPairs(Nemesis):
+    """Two executors every second, for as long as it lasts."""
+
+    name = "kill-pairs"
+    kinds = (Kind("pair", ("EX-1", "EX-2", "EX-5"), frozenset({PROCESS}), weight=1.0),)
+
+    def __init__(self) -> None:
+        self._kills = 0
+
+    def invoke(self, fault: Fault, cluster: Cluster, rng: random.Random) -> Invocation:
+        victims = cluster.executors()
+        victims = rng.sample(victims, min(2, len(victims)))
+        if not victims:
+            return self.made(fault, False, why="no executor is there")
+        rows = {row for victim in victims for row in rows_of_death(cluster, victim) if row != "BL-11"}
+        for victim in victims:
+            cluster.signal(victim, signal.SIGKILL)
+        cluster.wait(lambda: not any(victim.is_alive() for victim in victims), GONE_WITHIN_S)
+        gone = [victim.id for victim in victims if not victim.is_alive()]
+        self._kills += len(gone)
+        if self._kills >= 3:
+            rows.add("EX-5")
+        ids = [victim.id for victim in victims]
+        return self.made(fault, len(gone) == len(ids), *sorted(rows - {"ST-7"}), victims=ids, killed=gone)
+
+
+class Terminate(Nemesis):
+    """SIGTERM to an executor, as whoever stops processes politely sends it."""
+
+    name = "terminate"
+    kinds = (Kind("executor", ("EX-1", "EX-2", "EX-13"), frozenset({PROCESS})),)
+
+    def invoke(self, fault: Fault, cluster: Cluster, rng: random.Random) -> Invocation:
+        victims = cluster.executors()
+        if not victims:
+            return self.made(fault, False, why="no executor is there")
+        victim = rng.choice(victims)
+        rows = {row for row in rows_of_death(cluster, victim) if row in ("EX-1", "EX-2")}
+        sent = cluster.signal(victim, signal.SIGTERM)
+        return self.made(fault, sent, *sorted(rows), victims=[victim.id], terminated=victim.id)
+
+    def heal(self, invocation: Invocation, cluster: Cluster) -> Invocation:
+        (victim,) = invocation.victims or ("",)
+        ended = any(event["executor"] == victim for event in cluster.log.of("executor_lost"))
+        return replace(invocation, evidence={**invocation.evidence, "ended": ended})

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from chaos.nemesis import Kind, Nemesis
-from chaos.nemesis.kill import KillExecutor, KillWorker
+from chaos.nemesis.clock import Clock
+from chaos.nemesis.disk import Disk
+from chaos.nemesis.kill import KillExecutor, KillHost, KillManager, KillPairs, KillWorker, Terminate
+from chaos.nemesis.network import Network
 from chaos.nemesis.pause import PauseExecutor
+from chaos.nemesis.resources import Cpu, Memory, Readers
 
-NEMESES: dict[str, type[Nemesis]] = {cls.name: cls for cls in (KillExecutor, KillWorker, PauseExecutor)}
+_ALL: tuple[type[Nemesis], ...] = (
+    KillExecutor, KillPairs, KillWorker, KillHost, KillManager, Terminate,
+    PauseExecutor, Network, Disk, Memory, Cpu, Readers, Clock,
+)  # fmt: skip
+NEMESES: dict[str, type[Nemesis]] = {cls.name: cls for cls in _ALL}
 
 
 def kind_of(nemesis: str, kind: str) -> Kind:
