@@ -351,6 +351,8 @@ class WorkerCore:
         ran_s = now_s - (child.spawned_s if child.spawned_s is not None else now_s)
         if exited.registered or ran_s >= PROVEN_S:
             app.crashes, app.start_at_s = 0, min(app.start_at_s, now_s)
+            for other in app.children.values():
+                other.round = 0  # the rounds of failed starts are over, also for those of the last one
             return
         delay_s = self._settings.executor_restart_s
         if exited.signal not in _BY_HAND:

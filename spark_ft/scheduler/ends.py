@@ -94,6 +94,10 @@ class Ends:
         self._learn_cached(attempt, end)
         if not attempt.counts:
             self._turn.note("ended_after_kill", task=end.task, reason=type(reason).__name__)
+            written = reason.output if isinstance(reason, Success) else None
+            if written is not None and written.shuffle not in self._outputs:
+                # Its shuffle was dropped while it still wrote: that store is told again (L11).
+                self._turn.send(executor.id, DropBlocks(shuffles=(written.shuffle,)))
             return
         tasks = attempt.stage.tasks
         assert tasks is not None

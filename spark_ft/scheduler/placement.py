@@ -180,6 +180,8 @@ class Placement:
     def _launch(
         self, stage: Stage, task: Task, executor: ExecutorState, reads: Reads, speculative: bool
     ) -> None:
+        # Where the normal one has ended before its twin, this one takes the place of that (S10).
+        speculative = speculative and not task.attempts[0].speculative
         attempt = self._attempts.launch(stage, task, executor, reads, speculative)
         cached: tuple[CachedBlock, ...] = ()
         if stage.tree.persisted:

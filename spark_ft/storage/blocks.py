@@ -348,6 +348,7 @@ class OutputWriter:
         self._store._check_seal()
         segment = self._store.write(self._item, [(self._item, b"".join((prefix, head, table)))])
         self._store._check_seal()
+        self._store._shuffles[self._shuffle] = key.fingerprint  # dropped while it was written, perhaps
         return MapStatus(
             self._shuffle,
             key.generation,

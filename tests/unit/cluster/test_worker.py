@@ -247,6 +247,18 @@ def test_EX_12_executors_that_crash_together_count_as_one_try() -> None:
     assert len(spawned(driven.at(driven.now_s + SETTINGS.executor_restart_s))) == 8
 
 
+def test_EX_12_a_start_that_succeeds_ends_the_count_for_those_of_the_last_round_too() -> None:
+    driven = Driven()
+    first, second = driven.start(2)
+    driven.die(first, status=1)
+    (third,) = spawned(driven.at(driven.now_s + 2.0))  # in the second round
+    driven.spawn(third)
+    driven.now_s += 1.5
+    driven.die(second, status=1)  # it had run for long: the rounds are over, as check_invariants knows
+    driven.now_s = driven.now_s - 1.4
+    assert sent(driven.die(third, status=1), ExecutorsUnavailable) == []
+
+
 def test_EX_12_a_start_that_succeeds_ends_the_count() -> None:
     driven = Driven()
     (executor,) = driven.start(1)

@@ -776,6 +776,37 @@ def test_EX_10_no_twin_before_ten_tasks_have_finished() -> None:
     assert stand.starts()[0] == 1
 
 
+def test_EX_10_a_twin_that_is_left_alone_may_get_a_normal_attempt_beside_it_and_no_other_twin() -> None:
+    lineage = Lineage()
+    stand = Stand(executors=3, speculation=True)
+    job = stand.submit(lineage, lineage.source(12))
+    slow = stand.one(0)
+    stand.start(*stand.running())
+    while len(stand.results[job]) < 11:
+        stand.now_s += 0.05
+        stand.succeed(next(task for task in stand.running() if task.partition != 0))
+    stand.pass_time(2.0)
+    twin = stand.one(0)
+    stand.start(twin)
+    stand.exit(slow.executor)
+    stand.pass_time(2.0)
+    third = stand.one(0)
+    assert twin.launch.speculative and third is not twin and not third.launch.speculative
+
+
+def test_L_11_an_output_written_by_a_killed_attempt_after_its_shuffle_was_dropped_is_dropped_too() -> None:
+    lineage, stand = Lineage(), Stand(executors=1)
+    reduced = lineage.reduce(lineage.source(1), 1)
+    job = stand.submit(lineage, reduced)
+    writer = stand.one(0)
+    stand.start(writer)
+    stand.cancel(job)
+    stand.do(Released(tuple(lineage.shuffles), tuple(lineage.nodes)))
+    before = len(stand.messages(DropBlocks))
+    stand.succeed(writer)
+    assert [message.shuffles for message in stand.messages(DropBlocks)[before:]] == [tuple(lineage.shuffles)]
+
+
 def test_BL_8_a_failed_twin_leaves_the_original_running() -> None:
     lineage = Lineage()
     stand = Stand(executors=3, speculation=True, max_failures=2)

@@ -226,8 +226,17 @@ def test_a_stopped_executor_gets_nothing_new_and_is_lost_after_a_while() -> None
     stand.tell("worker-h0", ExecutorStopped(Incarnation("e0"), False))
     assert stand.running()
     stand.tell("worker-h0", ExecutorStopped(Incarnation("e0"), True))
-    stand.pass_time(11.0)
+    stand.pass_time(11.0, silent=["e0"])
     assert stand.noted("executor_lost")[0]["why"] == "it was stopped for too long"
+
+
+def test_S_30_an_executor_that_is_heard_goes_on_though_its_worker_could_not_say_so() -> None:
+    stand = Stand(executors=1)
+    stand.tell("worker-h0", ExecutorStopped(Incarnation("e0"), True))
+    stand.pass_time(9.0, silent=["worker-h0"])  # stopped too, before it could tell that e0 goes on
+    stand.tell("worker-h0", WorkerBeat(0, ((Incarnation("e0"), 0.0, True),)))
+    stand.pass_time(5.0, silent=["worker-h0"])
+    assert not stand.noted("executor_lost"), "its beats are answered, so its lease holds"
 
 
 def test_EX_11_an_executor_of_other_versions_is_refused_by_name() -> None:

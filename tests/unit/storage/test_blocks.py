@@ -64,6 +64,16 @@ def put_output(store: StoreWriter, where: OutputKey, slices: list[list[list[obje
     return output.commit(accums)
 
 
+def test_L_11_an_output_committed_after_its_shuffle_was_dropped_can_be_dropped_again(store):
+    output = store.begin(SHUFFLE, key(), 1)
+    output.append(0, rows.encode([1]), 1)
+    store.drop_shuffles([SHUFFLE])
+    output.commit()
+    assert store._spans
+    store.drop_shuffles([SHUFFLE])
+    assert not store._spans
+
+
 def read(reader: StoreReader, status, where: OutputKey, index: int) -> list[list[object]]:
     buffers = reader.slice(status.host, status.store, status.segment, where, index)
     return [list(batch) for buffer in buffers for batch in rows.iter_batches(buffer)]
