@@ -10,6 +10,7 @@ RIVAL   := .venv-pyspark
 RIVALOK := $(RIVAL)/.installed
 
 SEED    ?=
+SEEDS   ?= 5000
 RUNS    ?= 3
 ONLY    ?=
 SCALE   ?= 1
@@ -22,7 +23,7 @@ SEEDED  := $(if $(SEED),--hypothesis-seed=$(SEED),)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fmt check test test-unit property cluster sim chaos bench big docs clean
+.PHONY: help setup demo fmt check test test-unit property machines cluster sim chaos bench big docs clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,8 +50,8 @@ check: $(STAMP)  ## lint, types (strict), and the rules of the house
 
 # Unit tests run executors' code in one process, with the hash seed of executors: the same every time.
 # All other tests run as a user's program does, with whatever seed comes.
-test: check test-unit  ## check, then unit, property, cluster and chaos tests: under ten minutes on two cores
-	$(PYTEST) -q tests/property tests/cluster tests/chaos
+test: check test-unit  ## check, then unit, property, simulation, cluster and chaos tests: under ten minutes on two cores
+	$(PYTEST) -q tests/property tests/simulation tests/cluster tests/chaos
 
 test-unit: $(STAMP)  ## no processes, no sockets, no sleeps
 	PYTHONHASHSEED=0 $(PYTEST) -q tests/unit
@@ -61,9 +62,12 @@ property: $(STAMP)  ## random programs against the plain-list oracle, state mach
 cluster: $(STAMP)  ## faults, for real, on real processes
 	$(PYTEST) -q tests/cluster
 
-sim: $(STAMP)  ## the state machines and random programs with many more examples (SEED=n to repeat a run)
+machines: $(STAMP)  ## the state machines and random programs with many more examples (SEED=n to repeat a run)
 	HYPOTHESIS_PROFILE=sim $(PYTEST) -q tests/property $(wildcard tests/unit/scheduler tests/unit/cluster tests/unit/executor) \
 	    --timeout=3600 $(SEEDED)
+
+sim: $(STAMP)  ## simulated histories of all cores: SEEDS=10000 fresh ones, SEEDS=500:900 those, SEED=n one, told
+	$(BIN)/python -m chaos sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --jobs 2)
 
 chaos: $(STAMP)  ## seeds of live chaos (RUNS_OF_CHAOS=20; SEED=n for that one), then ten thousand killed writers
 	$(BIN)/python -m chaos $(if $(SEED),replay $(SEED),sweep --seeds $(RUNS_OF_CHAOS))

@@ -1,0 +1,299 @@
+"""The world of one history: cluster, disks, network and user around the cores, and what is true of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import Any, get_args
+
+from chaos.sim.clock import Clock
+from chaos.sim.disk import Disk
+from chaos.sim.driver import Driver, Handle, make_driver
+from chaos.sim.executor import Executor, Run
+from chaos.sim.judge import judge
+from chaos.sim.network import ALIVE, DEAD, Network, Process
+from chaos.sim.options import Options
+from chaos.sim.program import Content, Lineage, grow
+from chaos.sim.shadow import Shadow
+from chaos.sim.violation import ViolationError
+from chaos.sim.worker import Manager, Worker
+from spark_ft.ids import HostId, Incarnation, NodeId, TaskId
+from spark_ft.protocol import messages
+from spark_ft.protocol.effects import (
+    Effect,
+    Event,
+    PeerGone,
+    Received,
+    ResourcesGranted,
+)
+from spark_ft.protocol.messages import AssignExecutors, InlineResult, LaunchTasks, StoredResult
+
+_KINDS: dict[type, int] = {kind: i for i, kind in enumerate([*get_args(Event), *get_args(messages.Message)])}
+CHECK_EVERY = 50  # steps between two looks at all invariants of all cores
+
+
+class World:
+    """``step`` is the one way in which a core handles anything."""
+
+    def __init__(self, seed: int, options: Options, *, log: list[str] | None = None) -> None:
+        self.seed, self.options = seed, options
+        self.clock = Clock()
+        self.network = Network(self, Random(f"{seed}/network"), options.latency_s)
+        self.steps = 0
+        self.kinds: Counter[str] = Counter()
+        self.marks: Counter[str] = Counter()
+        self.hash = seed
+        self._log = log
+        self._count = 0
+        self._offsets: dict[str, float] = {}
+        rng = Random(f"{seed}/program")
+        self.lineage = Lineage()
+        self.programs = [grow(self.lineage, options, rng) for _ in range(options.programs)]
+        self.disks: dict[HostId, Disk] = {}
+        self.contents: dict[TaskId, Content] = {}  # what each attempt has computed
+        self.traps: dict[str, list[Callable[[Process | None], None]]] = {}
+        self.fates: list[str] = []  # of the tasks that begin next
+        self.deaths: Counter[tuple[int, int]] = Counter()  # (stage, partition): processes that ended under it
+        self.own_deaths: Counter[tuple[int, int]] = Counter()  # … by its own doing
+        self.slow: dict[str, float] = {}  # machine -> factor
+        self.bad_starts_until: dict[str, float] = {}
+        self.slow_probe_until_s = -1.0
+        self.ended: Counter[str] = Counter()  # jobs by how they ended
+        self.finished_jobs = 0
+        self.healed = False
+        self.driver: Driver = make_driver(self)
+        self.shadow = Shadow(self, self.driver.scheduler)
+        self.manager: Manager | None = None
+        self.workers: dict[HostId, Worker] = {}  # the newest of each host
+        self.executors: dict[Incarnation, Executor] = {}
+        self._worker_count = 0
+        self._build()
+
+    # --- The cluster ---
+
+    def _build(self) -> None:
+        options = self.options
+        if options.managed:
+            self.manager = Manager(self, Incarnation("manager-0"))
+            self.driver.register(self.manager.me)
+            if options.watched:
+                self.watch(self.driver, self.manager.me)
+        for index in range(options.hosts):
+            self.start_worker(HostId(f"h{index}"))
+        self.driver.post(ResourcesGranted(options.hosts * options.executors))
+        self.driver.begin()
+
+    def start_worker(self, host: HostId) -> None:
+        """A worker of this host begins, as whoever keeps the cluster up sees to."""
+        known = self.workers.get(host)
+        if known is not None and known.state != DEAD:
+            return
+        self._worker_count += 1
+        me = Incarnation(f"worker-{host}-{self._worker_count}")
+        granter = self.manager.me if self.manager is not None else self.driver.me
+        worker = self.workers[host] = Worker(self, me, host, granter)
+        if self.options.watched:
+            self.watch(self.driver, me)
+        if self.manager is None:
+            options = self.options
+            each = options.executors, options.slots, options.slots
+            wish = AssignExecutors(self.driver.app, self.driver.me, "driver", self.driver.pid, *each)
+            worker.post(Received(self.driver.me, wish))
+        worker.begin()
+
+    def disk(self, host: HostId) -> Disk:
+        disk = self.disks.get(host)
+        if disk is None:
+            disk = self.disks[host] = Disk()
+        return disk
+
+    def next_index(self) -> int:
+        self._count += 1
+        return self._count - 1
+
+    def peek_index(self) -> int:
+        return self._count
+
+    def offset_of(self, machine: str) -> float:
+        """How far ahead this machine's clock is: no two agree."""
+        if machine not in self._offsets:
+            self._offsets[machine] = 100.0 + 37.0 * len(self._offsets)
+        return self._offsets[machine]
+
+    def watch(self, watcher: Process, peer: Incarnation) -> None:
+        """The kernel tells ``watcher`` of the end of this process."""
+        process = self.network.processes.get(peer)
+        if process is None:
+            watcher.own(0.001, watcher.post, PeerGone(peer, "its process has ended"))
+        elif watcher not in process.watchers:
+            process.watchers.append(watcher)
+
+    def died(self, process: Process) -> None:
+        """It is dead: the kernel tells those who watch it."""
+        for watcher in process.watchers:
+            watcher.own(0.002, watcher.post, PeerGone(process.me, "its process has ended"))
+
+    def executor_died(self, executor: Executor, status: int, signal: int) -> None:
+        for run in executor.running.values():
+            self.deaths[(run.of.launch.stage, run.launch.partition)] += 1
+        worker = executor.worker
+        self.died(executor)
+        if worker.state != DEAD:
+            worker.reap(executor, status, signal)
+
+    def worker_died(self, worker: Worker) -> None:
+        """With a worker go its executors: the pipe that only it holds comes to its end."""
+        if not worker.die():
+            return
+        self.died(worker)
+        for executor in list(worker.children.values()):
+            self.clock.after(0.001, lambda _, executor=executor: executor.end(72, 0))
+        delay_s = 0.5 if self.options.watched else 3.0
+        self.clock.after(delay_s, self._replace_worker, worker.host)
+
+    def _replace_worker(self, host: HostId) -> None:
+        if self.driver.state != DEAD:
+            self.start_worker(host)
+
+    def alive(self, kind: type[Process]) -> list[Any]:
+        """Live processes of a kind, oldest first."""
+        return [p for p in self.network.processes.values() if isinstance(p, kind)]
+
+    # --- Steps ---
+
+    def step(self, process: Process, event: Event) -> list[Effect]:
+        """One event is handled by one core, and what it did is checked."""
+        self.steps += 1
+        now_s = self.clock.now_s
+        kind = type(event.message) if type(event) is Received else type(event)
+        if process is self.driver:
+            self.shadow.before(event)
+            effects = process.core.handle(event, now_s + process.offset_s)
+            self.shadow.after(event, effects)
+        else:
+            effects = process.core.handle(event, now_s + process.offset_s)
+        self.hash = hash((self.hash, now_s, process.index, _KINDS[kind], len(effects)))
+        if self._log is not None:
+            self._log.append(f"{self.steps} {now_s:.6f} {process.me} {event!r} -> {effects!r}")
+        if self.steps % CHECK_EVERY == 0:
+            self.check()
+        return effects
+
+    def note(self, text: str) -> None:
+        """Something that the world did, for the history."""
+        if self._log is not None:
+            self._log.append(f"{self.steps} {self.clock.now_s:.6f} world {text}")
+
+    def check(self) -> None:
+        """All invariants of all cores."""
+        self.driver.scheduler.check_invariants()
+        for process in self.network.processes.values():
+            if isinstance(process, Executor):
+                process.executor_core.check_invariants(self.clock.now_s + process.offset_s)
+            elif isinstance(process, Worker):
+                process.worker_core.check_invariants()
+        if self.manager is not None:
+            self.manager.manager_core.check_invariants()
+        self._check_detection()
+
+    def _check_detection(self) -> None:
+        """A dead process is not believed to live for long (L4): not longer than silence is borne, in time in
+        which the driver was awake."""
+        scheduler = self.driver.scheduler
+        if self.driver.state != ALIVE:
+            return
+        bound_s = 2 * self.options.settings.lost_after_s + 2.0
+        awake_s = scheduler.turn.now_s
+        for executor in scheduler.executors.live.values():
+            process = self.executors.get(executor.id)
+            if process is None or process.died_s is None:
+                continue
+            if awake_s - executor.heard_s > bound_s and self.clock.now_s - process.died_s > bound_s:
+                raise ViolationError(
+                    "L4", f"{executor.id} is dead for {self.clock.now_s - process.died_s:.1f} s"
+                )
+
+    def violated(self, id: str, text: str) -> None:
+        raise ViolationError(id, text)
+
+    # --- Chance, from the seed alone ---
+
+    def draw(self, what: int, id: int) -> int:
+        """A number for a thing: the same whatever else happens."""
+        return (hash((self.seed, what, id, 7919)) >> 7) & 0xFFFFFFFF
+
+    def chance(self, what: int, id: int) -> float:
+        return self.draw(what, id) / 4294967296.0
+
+    # --- What is true ---
+
+    def root_of(self, launch: LaunchTasks) -> NodeId:
+        """The node that a stage computes."""
+        if launch.output is not None:
+            return self.lineage.shuffles[launch.output.shuffle].parent
+        return self.driver.handles[launch.blob].target  # type: ignore[index]  # a job's blob has its number
+
+    def attempt_of(self, result: InlineResult | StoredResult) -> TaskId:
+        if isinstance(result, StoredResult):
+            return TaskId(result.block.size_bytes)
+        return TaskId(int(result.payload))
+
+    def lease_of(self, executor: Incarnation) -> float:
+        """For how long this executor still believes that it holds a lease; 0 when it is dead."""
+        process = self.executors.get(executor)
+        if process is None or process.state == DEAD:
+            return 0.0
+        return process.executor_core._lease_end_s - self.clock.now_s - process.offset_s
+
+    def way_to(self, machine: str, host: HostId, endpoint: str) -> str:
+        """Why the blocks of a host cannot be reached from a machine; empty when they can."""
+        if machine == host:
+            return ""
+        worker = self.workers.get(host)
+        if worker is None or worker.state == DEAD or worker.me != endpoint:
+            return "refused"
+        if worker.state != ALIVE:
+            return "timeout"
+        cut = self.network.is_cut
+        return "timeout" if cut(machine, host) or cut(host, machine) else ""
+
+    def duration_of(self, executor: Executor, run: Run) -> float:
+        spread = self.chance(1, run.launch.task)
+        whole_s = self.options.task_s * (0.3 + spread + (20.0 if spread > 0.99 else 0.0))
+        return min(whole_s * self.slow.get(executor.machine, 1.0), 20.0)
+
+    def fate_of(self, executor: Executor, run: Run) -> tuple[str, bool]:
+        """How an attempt that begins now is to fail, and whether it is deaf to interrupts."""
+        root = self.root_of(run.of.launch)
+        if (fate := self.lineage.poison.get((root, run.launch.partition))) is not None:
+            return fate, False
+        if not self.fates:
+            return "", False
+        fate = self.fates.pop(0)
+        return ("hang", True) if fate == "hang" else ("", True) if fate == "deaf" else (fate, False)
+
+    def died_by_task(self, executor: Executor) -> None:
+        """It ends its process; whoever shares that, in another slot, shares the blame."""
+        for run in executor.running.values():
+            self.own_deaths[(run.of.launch.stage, run.launch.partition)] += 1
+
+    def starts_fail(self, host: HostId) -> bool:
+        return self.clock.now_s < self.bad_starts_until.get(host, -1.0)
+
+    def probe_s(self, executor: Executor) -> float:
+        late = 3.0 if self.clock.now_s < self.slow_probe_until_s else 0.02
+        return late * (0.5 + self.chance(6, executor.index))
+
+    def reached(self, mark: str, process: Process | None) -> None:
+        """Something has happened that a trap may wait for."""
+        if self.traps and (waiting := self.traps.get(mark)):
+            waiting.pop(0)(process)
+            if not waiting:
+                del self.traps[mark]
+
+    def judge(self, handle: Handle) -> None:
+        """A job has ended and its results have been read."""
+        self.finished_jobs += 1
+        self.ended[handle.failure.condition if handle.failure else "ok"] += 1
+        judge(self, handle)
