@@ -233,9 +233,12 @@ def test_a_stopped_executor_gets_nothing_new_and_is_lost_after_a_while() -> None
 def test_S_30_an_executor_that_is_heard_goes_on_though_its_worker_could_not_say_so() -> None:
     stand = Stand(executors=1)
     stand.tell("worker-h0", ExecutorStopped(Incarnation("e0"), True))
-    stand.pass_time(9.0, silent=["worker-h0"])  # stopped too, before it could tell that e0 goes on
-    stand.tell("worker-h0", WorkerBeat(0, ((Incarnation("e0"), 0.0, True),)))
-    stand.pass_time(5.0, silent=["worker-h0"])
+    for second in range(13):
+        # Its worker was stopped too, before it could tell that e0 goes on; it only gets one word out.
+        stand.pass_time(1.0, silent=["worker-h0"])
+        stand.beat(Incarnation("e0"))
+        if second == 7:
+            stand.tell("worker-h0", WorkerBeat(0, ((Incarnation("e0"), 0.0, True),)))
     assert not stand.noted("executor_lost"), "its beats are answered, so its lease holds"
 
 
