@@ -76,7 +76,7 @@ def swept(seed: int, seconds: float, nemeses: Sequence[str] = (), workloads: Seq
     works, breakers = list(workloads or SWEPT), list(nemeses or NEMESES)
     rng = random.Random(f"{seed}/options")
     workload = works[seed % len(works)]
-    first = breakers[(seed // len(works) + seed) % len(breakers)]
+    first = breakers[(seed // len(works) + seed % len(works)) % len(breakers)]
     chosen = [first]
     if rng.random() < 0.5:
         chosen.append(rng.choice(breakers))

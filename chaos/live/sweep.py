@@ -158,7 +158,7 @@ def _tell(out: Path, seed: int, keep: bool) -> None:
 def line_of(told: Mapping[str, Any]) -> str:
     """One run in one line."""
     wrong = [
-        f"{finding['checker']} {finding['verdict']}: {finding['says'][0][:150] if finding['says'] else ''}"
+        f"{finding['checker']} {finding['verdict']}: {' '.join(finding['says'][:1])[:150]!r}"
         for finding in told["findings"]
         if finding["verdict"] != checkers.TRUE
     ]

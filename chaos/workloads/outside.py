@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from chaos import programs
 from chaos.workloads import Params, Workload, dawdle, exact, scaled
 
 
@@ -70,6 +71,31 @@ class Broadcast(Workload):
             value = i % params["rows"] * params["factor"]
             expected[i % 100] = max(expected.get(i % 100, 0), value)
         return exact(expected, observed)
+
+
+class Program(Workload):
+    """A random program over the whole RDD interface, compared with plain lists; see chaos/programs.py."""
+
+    name = "program"
+    deadline_s = 60.0
+
+    def params(self, rng: random.Random, scale: float) -> dict[str, Any]:
+        return {"seed": rng.randrange(1 << 30), "steps": scaled(6, scale, 2), "sleep_s": 0.1}
+
+    def drawn(self, params: Params, sleep_s: float) -> programs.Program:
+        return programs.program(programs.Seeded(random.Random(params["seed"])), params["steps"], 2, sleep_s)
+
+    def run(self, sc: Any, params: Params, directory: Path) -> Any:
+        return self.drawn(params, params["sleep_s"]).outcomes(sc)
+
+    def check(self, params: Params, observed: Any) -> list[str]:
+        expected = [list(told) for told in self.drawn(params, 0.0).outcomes(None)]
+        wrong = [
+            f"{text}: {got} instead of {want}"
+            for (text, want), (_, got) in zip(expected, observed, strict=False)
+            if want != got
+        ]
+        return wrong if len(expected) == len(observed) else [*wrong, f"{len(observed)} answers: {observed}"]
 
 
 class Long(Workload):

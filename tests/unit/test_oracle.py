@@ -4,7 +4,7 @@ from operator import add
 
 import pytest
 
-from tests.oracle import OracleContext, same_bag
+from chaos.oracle import OracleContext, same_bag
 
 sc = OracleContext(2)
 
