@@ -136,13 +136,21 @@ def _state(log: LogFiles, end_ms: int | None) -> str:
 
 
 def _summary(log: LogFiles) -> Record:
-    """From the first and the last lines of the log alone: a directory may hold many."""
-    app = model.of(log.ends())
-    return {
+    """Of one that runs, what it does; of others the first and the last lines of the log are enough, for a
+    directory may hold many."""
+    live = log.is_live()
+    app = _read(log) if live else model.of(log.ends())
+    summary = {
         "application": app.id or log.name, "name": app.name, "state": _state(log, app.end_ms), "pid": app.pid,
         "master": app.master, "start_ms": app.start_ms, "end_ms": app.end_ms or app.last_ms,
         "log": str(log.path),
     }  # fmt: skip
+    if live:
+        summary |= {
+            "executors": len(app.live_executors()), "running_tasks": len(app.running()),
+            "recoveries": len(app.recoveries),
+        }  # fmt: skip
+    return summary
 
 
 def _details(log: LogFiles, app: model.Application) -> Record:
@@ -193,6 +201,9 @@ def _show_all(found: list[Record], place: Path) -> None:
         "name": lambda a: a["name"],
         "state": lambda a: a["state"],
         "pid": lambda a: a["pid"] if a["state"] == "running" else "",
+        "executors": lambda a: a.get("executors"),
+        "running tasks": lambda a: a.get("running_tasks"),
+        "recoveries": lambda a: a.get("recoveries"),
         "began": lambda a: local_time(a["start_ms"]),
         "ran": lambda a: "" if a["state"] == "running" else _span(a["start_ms"], a["end_ms"]),
     }

@@ -203,6 +203,11 @@ class Recoveries:
             loss = _Loss("output_lost", f"an output was lost: {r.get('evidence')}", {}, r["t_ms"])
         self._undo(loss, r["stage"], [r["map"]], r, out)
 
+    def _output_refused(self, r: Record, out: list[Record]) -> None:
+        """It runs again at once, for the reason for which it ran."""
+        if (stage := self._stages.get(r["stage"])) is not None:
+            stage.finished.discard(r["partition"])
+
     def _rollback(self, r: Record, out: list[Record]) -> None:
         cause = r["what"]
         loss = self._of_rollback.get(cause)
@@ -289,6 +294,7 @@ _HANDLERS = {
     "output_adopted": Recoveries._output_adopted,
     "fetch_failed": Recoveries._fetch_failed,
     "output_lost": Recoveries._output_lost,
+    "output_refused": Recoveries._output_refused,
     "rollback": Recoveries._rollback,
     "result_lost": Recoveries._result_lost,
     "results_withdrawn": Recoveries._results_withdrawn,

@@ -67,6 +67,8 @@ def test_status_lists_applications_with_their_state(run, logs):
     for app, state in (("app-ended", "ended"), ("app-lost", "lost"), ("app-live", "running")):
         assert any(app in line and state in line.split() for line in shown.output.splitlines()), app
     found = json.loads(run("status", "--dir", logs, "--json").output)["applications"]
+    live = next(a for a in found if a["application"] == "app-live")
+    assert (live["executors"], live["running_tasks"], live["recoveries"]) == (1, 1, 0)
     assert {a["application"]: a["state"] for a in found} == {
         "app-ended": "ended", "app-lost": "lost", "app-live": "running"
     }  # fmt: skip
