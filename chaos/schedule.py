@@ -31,6 +31,7 @@ QUICK = {  # a silent peer is lost within a short run
     "spark.network.timeout": "3s",
     "spark.executor.heartbeatInterval": "300ms",
     "spark.ft.fetch.timeout": "1500ms",
+    "spark.ft.launchTimeout": "1500ms",
 }
 SWARM: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("", {}),

@@ -90,6 +90,11 @@ class FaultProxy:
         """Reset the connections between them; how many there were."""
         return int(self._tell("reset", source=one, target=other)["reset"])
 
+    def freeze(self, one: str, other: str) -> int:
+        """Nothing passes any more, for good, through the connections that stand between them; how many there
+        were.  New ones are as good as any: one end has vanished without a word and come back."""
+        return int(self._tell("freeze", source=one, target=other)["frozen"])
+
     def half_close(self, source: str, target: str) -> int:
         """End what flows from ``source`` to ``target`` and nothing else; how many directions that were."""
         return int(self._tell("half-close", source=source, target=target)["half_closed"])

@@ -42,7 +42,8 @@ class Network(Nemesis):
         Kind("one-way", ("NET-7",), _APART, (1.0, 6.0)),
         Kind("cut-hosts", ("NET-8",), _LATE, (1.0, 4.0), managed=True),
         Kind("cut-host", ("NET-6",), _APART | {WORKER, OUTPUTS}, (1.0, 6.0), managed=True),
-        Kind("cut-manager", ("NET-5",), frozenset({MESSAGES, TIME}), (1.0, 4.0), managed=True),
+        # A manager that does not hear a worker for too long gives its cores to others.
+        Kind("cut-manager", ("NET-5",), _APART | {WORKER}, (1.0, 4.0), managed=True),
     )
 
     def __init__(self) -> None:

@@ -104,6 +104,7 @@ class Connection:
         self.proxy, self.name = proxy, name
         self.plane = "data" if name.endswith("-data") or name.startswith("host-") else "control"
         self.dialler_pid, self.listener_pid = dialler_pid, listener_pid
+        self.frozen = False  # for good: half open
         self.out: Way
         self.back: Way
 
@@ -166,8 +167,12 @@ class Way:
         return (one, other, self.connection.plane) if self.outward else (other, one, self.connection.plane)
 
     async def _until_open(self) -> None:
-        while (number := self.proxy.judge.stream("hold", *self.ends())) >= 0:
-            self.proxy.judge.tallies[number].touched += 1
+        while True:
+            number = self.proxy.judge.stream("hold", *self.ends())
+            if number >= 0:
+                self.proxy.judge.tallies[number].touched += 1
+            elif not self.connection.frozen:
+                return
             await self.proxy.changed()
 
     async def read(self) -> None:
@@ -382,6 +387,11 @@ class Proxy:
                 for connection in hit:
                     connection.abort()
                 return {"reset": len(hit)}
+            case "freeze":
+                hit = [c for c in self._connections if self._concerns(c, said["source"], said["target"])]
+                for connection in hit:
+                    connection.frozen = True
+                return {"frozen": len(hit)}
             case "half-close":
                 ways = [
                     way

@@ -206,7 +206,7 @@ class Dag:
             partitions: Iterable[int] = sorted(job.partitions - job.delivered)
         else:
             partitions = self._outputs[stage.shuffle].lacking()
-        self._blocks.track(stage.tree)
+        self._blocks.track(stage.tree.persisted, stage.tree.parents)
         for node in stage.tree.persisted:
             if stage.tree.nodes[node].replication > 1:
                 self._blocks.replication[node] = stage.tree.nodes[node].replication
@@ -365,10 +365,7 @@ class Dag:
             if not near:
                 hosts = [host for host in found.places or found.hosts if host in self._executors.on_host]
             if near or hosts:
-                until_s: float | None = self._turn.now_s + self._settings.locality_wait_s
-                if near and not self._blocks.indeterminate.isdisjoint(tree.persisted):
-                    until_s = None  # computed elsewhere it would be another one (BL-12)
-                stage.tasks.enqueue(task, near, hosts, until_s)
+                stage.tasks.enqueue(task, near, hosts, self._turn.now_s + self._settings.locality_wait_s)
                 return
         stage.tasks.enqueue(task)
 

@@ -1,5 +1,6 @@
 """Faults of single links, made by the fault proxy between the sockets of real processes."""
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from operator import add
@@ -8,9 +9,9 @@ from typing import Any
 import pytest
 
 from chaos.nemesis.faultproxy import FaultProxy
-from chaos.nemesis.rules import Rule
+from chaos.nemesis.rules import Rule, both_ways
 from tests.cluster import faultlib
-from tests.cluster.faultlib import Action, wait_until
+from tests.cluster.faultlib import Action, Gate, wait_until
 
 NUMBERS = 200
 SUMS = [(key, sum(range(key, NUMBERS, 5))) for key in range(5)]
@@ -130,3 +131,91 @@ def test_NET_4_a_garbled_control_frame_costs_a_counter(network, action) -> None:
     assert done["touched"] > 3
     wait_until(lambda: sum(net.running.sc._driver._host.dropped.values()) > 0, 5, "a frame that was refused")
     assert set(net.running.executor_pids()) == pids
+
+
+# --- NET-5, NET-7: half open, one way --------------------------------------------------------------------
+
+PROMPT = {  # the proportions of the defaults, a sixth of their length
+    "spark_executor_heartbeatInterval": "150ms",
+    "spark_ft_lease": "1200ms",
+    "spark_network_timeout": "1500ms",
+    "spark_ft_launchTimeout": "750ms",
+    "spark_ft_fetch_timeout": "500ms",
+}
+LOST_AFTER_S = 1.5
+SLACK_S = 2.0  # of a machine that others use too
+
+
+def held_tasks(net: Network, gate: Gate) -> Action:
+    """One task on each executor; they stay until the gate opens, but for those that come later."""
+
+    def stay(index: int, records: Any) -> Any:
+        if not gate.arrive(index):
+            gate.wait("held")
+        return records
+
+    numbers = net.running.sc.parallelize(range(NUMBERS), 2).mapPartitionsWithIndex(stay)
+    action = Action(lambda: sum(numbers.collect()))
+    wait_until(lambda: gate.waiting() == 2, what="two tasks")
+    return action
+
+
+@pytest.mark.parametrize("direction", ["both", "to the driver", "from the driver"])
+def test_NET_5_NET_7_an_executor_behind_a_cut_line_is_given_up_in_time(network, tmp_path, direction) -> None:
+    net, gate = network(**PROMPT), Gate(tmp_path / "gate")
+    action = held_tasks(net, gate)
+    victim = sorted(net.running.log.pids())[0]
+    rules = both_ways("hold", victim, "driver")
+    net.proxy.rules(*{"both": rules, "to the driver": rules[:1], "from the driver": rules[1:]}[direction])
+    cut_s = time.monotonic()
+    net.running.log.wait_for("executor_lost", executor=victim)
+    took_s = time.monotonic() - cut_s
+    assert took_s < LOST_AFTER_S + SLACK_S, f"noticed after {took_s:.1f} s"
+    gate.open()
+    assert action.result(JOB_S) == sum(range(NUMBERS))
+    (held, *_) = net.proxy.heal()
+    assert held["touched"]
+    faultlib.assert_r1(net.running.events())
+    assert [event["executor"] for event in net.running.log.of("executor_lost")] == [victim]
+
+
+def test_NET_5_a_half_open_connection_of_the_data_plane_is_replaced(network) -> None:
+    net = network(**QUICK)
+    net.assert_right(slow_s=0.02)
+    assert net.proxy.freeze("executor", "worker") >= 1
+    net.assert_right(slow_s=0.02)
+    faultlib.assert_r0(net.running.events())
+
+
+def test_NET_5_links_with_the_manager_may_break_in_silence_while_jobs_run(network) -> None:
+    net = network(**PROMPT)
+    net.proxy.cut("manager", "*")
+    until_s = time.monotonic() + 2 * LOST_AFTER_S
+    while time.monotonic() < until_s:
+        net.assert_right()
+    assert sum(tally["touched"] for tally in net.proxy.heal()) > 0
+    net.assert_right()
+    faultlib.assert_r0(net.running.events())
+
+
+# --- NET-10: slow ---------------------------------------------------------------------------------------
+
+
+def test_NET_10_a_line_of_a_few_kilobytes_a_second_delays_data_and_nothing_else(network) -> None:
+    net = network("local-cluster[2,2,512]", **PROMPT)
+    size, speed = 40_000, 20_000.0
+    numbers = net.running.sc.parallelize(range(8), 4)
+    blobs = numbers.map(lambda x: (x % 4, random.Random(x).randbytes(size // 8)))
+    net.proxy.rules(Rule("throttle", plane="data", bytes_per_s=speed))
+    slow = Action(lambda: sorted((k, len(v)) for k, v in blobs.partitionBy(4).collect()))
+    quick_s = []
+    while slow.is_alive():
+        began_s = time.monotonic()
+        assert net.running.sc.parallelize(range(10), 1).sum() == 45
+        quick_s.append(time.monotonic() - began_s)
+    assert slow.result(JOB_S) == sorted((x % 4, size // 8) for x in range(8))
+    (done,) = net.proxy.heal()
+    assert done["touched_bytes"] > size / 4, "hardly anything went over the slow line"
+    assert len(quick_s) > 3 and sorted(quick_s)[len(quick_s) // 2] < 0.5
+    assert not net.running.log.of("executor_lost")
+    faultlib.assert_r0(net.running.events())
