@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.history import History
-from chaos.nemesis import ALL, MESSAGES, OUTPUTS, PROCESS, TASK, TIME, WORKER
+from chaos.nemesis import ALL, MESSAGES, OUTPUTS, PROCESS, TASK, TIME, WORKER, Invocation, Notice
 from chaos.workloads.registry import WORKLOADS
 
 TRUE, FALSE, UNKNOWN = "true", "false", "unknown"
@@ -345,8 +345,8 @@ def detection(history: History) -> tuple[str, list[str], Mapping[str, Any]]:
                 ),
                 None,
             )
-            until_s = invocation.at_s + notice.within_s
-            bound_s = notice.within_s + SEEN_S + history.late_s(invocation.at_s, until_s)
+            within_s = notice.within_s + kept_from_noticing_s(history, invocation, notice)
+            bound_s = within_s + SEEN_S + history.late_s(invocation.at_s, invocation.at_s + within_s)
             over_s = min(end_s, invocation.healed_s if invocation.healed_s is not None else end_s)
             over_after_s = over_s - invocation.at_s
             if over_after_s <= bound_s and (seen is None or seen > over_after_s + SEEN_S):
@@ -362,6 +362,22 @@ def detection(history: History) -> tuple[str, list[str], Mapping[str, Any]]:
     if took_s:
         counts |= {"median_s": round(sorted(took_s)[len(took_s) // 2], 3), "most_s": round(max(took_s), 3)}
     return verdict_of(wrong), wrong, counts
+
+
+def kept_from_noticing_s(history: History, invocation: Invocation, notice: Notice) -> float:
+    """For how long others, made to stand still or cut off at that time, could not notice or not say so."""
+    names = {"driver", *map(str, notice.match.values())}
+    until_s = invocation.at_s
+    for other in history.faults:
+        over_s = other.healed_s if other.healed_s is not None else other.at_s
+        if (
+            other.fault.number != invocation.fault.number
+            and not other.takes.isdisjoint({TIME, MESSAGES})
+            and (not other.victims or not names.isdisjoint(other.victims))
+            and other.at_s <= invocation.at_s + notice.within_s
+        ):
+            until_s = max(until_s, over_s)
+    return until_s - invocation.at_s
 
 
 # --- What is left ------------------------------------------------------------------------------------

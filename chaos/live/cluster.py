@@ -91,6 +91,11 @@ class Cluster:
         return Settings.from_conf(self.launch.conf).lost_after_s
 
     @property
+    def lease_s(self) -> float:
+        """For how long an executor that hears nothing may begin something new."""
+        return Settings.from_conf(self.launch.conf).lease_s
+
+    @property
     def given_up_after_s(self) -> float:
         """… and when at the latest it is, because silence is looked for twice a second."""
         return self.lost_after_s + 0.5

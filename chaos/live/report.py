@@ -3,6 +3,7 @@
 lanes      one for each executor, host by host, from its coming to its loss
 bars       attempts: map blue, result green, started again hatched orange, speculative with a dashed edge;
            those that did not succeed are pale
+    cyan       recoveries, above the lanes: from a loss until all that it undid was done again
 red lines  faults that took effect, as long as they lasted; grey ones did not
 """
 
@@ -145,6 +146,7 @@ def timeline(history: History) -> str:
             f'<rect x="{x(from_s)}" y="{y + 2}" width="{max(1.0, x(until_s) - x(from_s)):.1f}" '
             f'height="{LANE - 4}" fill="#f4f4f4"/>'
         )
+    parts += _recoveries(history, x)
     parts += _bars(history, rows, x, end_s)
     parts += _marks(history, rows, x, end_s, height)
     return "".join([*parts, "</svg>"])
@@ -190,6 +192,20 @@ def _bars(history: History, rows: Mapping[str, int], x: Any, end_s: float) -> li
             f'height="{LANE - 8}" fill="{fill}"{edge}{pale}><title>{escape(told)}</title></rect>'
         )
     return bars
+
+
+def _recoveries(history: History, x: Any) -> list[str]:
+    """One cyan line for each recovery that the application tells of."""
+    lines = []
+    began = {event["recovery"]: event["seen_s"] for event in history.of("recovery_start")}
+    for event in history.of("recovery_end"):
+        from_s, y = began.get(event["recovery"], event["seen_s"]), TOP - 8 + 3 * (event["recovery"] % 3)
+        what, redone = f"recovery {event['recovery']} ({event.get('cause', '')})", event.get("redone", 0)
+        lines.append(
+            f'<line x1="{x(from_s)}" x2="{x(event["seen_s"]) + 2:.1f}" y1="{y}" y2="{y}" stroke="#17a2b8" '
+            f'stroke-width="3"><title>{escape(what)}: {redone} tasks done again</title></line>'
+        )
+    return lines
 
 
 def _marks(history: History, rows: Mapping[str, int], x: Any, end_s: float, height: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Many seeds, at most two at a time; what each gave is kept, so that a sweep can be stopped and resumed.
 
     OUT/sweep.json          what is swept: a resumed sweep must be the same
+    OUT/seed-00042.words    what the harness said in that run
     OUT/seed-00042/         the run: history.jsonl, report.html, verdicts.json, words of its processes
 
 A run is done when its ``verdicts.json`` is there; it is written last, under its name in one step.
@@ -133,23 +134,26 @@ def _start(
     command += ["--workload", ",".join(workloads)] if workloads else []
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     place(out, seed).mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": path},
-        start_new_session=True,
-    )
+    with place(out, seed).with_suffix(".words").open("wb") as words:
+        return subprocess.Popen(
+            command,
+            stdout=words,
+            stderr=words,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )
 
 
 def _tell(out: Path, seed: int, keep: bool) -> None:
     directory = place(out, seed)
     if not (directory / DONE).exists():
-        print(f"{seed:>6} the harness itself failed; see {directory}", flush=True)
+        print(f"{seed:>6} the harness itself failed; see {directory.with_suffix('.words')}", flush=True)
         return
     told = json.loads((directory / DONE).read_text())
     print(line_of(told), flush=True)
     if told["verdict"] == checkers.TRUE and not keep:
+        directory.with_suffix(".words").unlink(missing_ok=True)
         for entry in directory.iterdir():
             if entry.name != DONE:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

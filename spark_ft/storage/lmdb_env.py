@@ -96,7 +96,7 @@ class Segment:
                         ) from None
                     self._open_env().reader_check()
                 except lmdb.Error as error:
-                    raise BlockCorrupt(f"{self.path}: {error}") from None
+                    raise _unreadable(error, self.path) from None
         raise AssertionError("unreachable")
 
     def get(self, key: bytes) -> bytes | None:
@@ -115,7 +115,7 @@ class Segment:
                 with self._open_env().begin(buffers=False) as txn:
                     return list(_keys(txn, prefix))
             except lmdb.Error as error:
-                raise BlockCorrupt(f"{self.path}: {error}") from None
+                raise _unreadable(error, self.path) from None
 
     # --- Writing (the store's own process) ---
 
@@ -201,6 +201,14 @@ def _keys(txn: Any, prefix: bytes) -> Iterable[bytes]:
             if not key.startswith(prefix):
                 return
             yield key
+
+
+def _unreadable(error: lmdb.Error, path: Path) -> Exception:
+    """Our word for what LMDB says of a read.  That we have no room to map a file proves nothing against the
+    file: whoever took it for damage would have good outputs built again (MEM-6)."""
+    if isinstance(error, lmdb.MemoryError):
+        return MemoryError(f"{path}: {error}")
+    return BlockCorrupt(f"{path}: {error}")
 
 
 def _translated(error: lmdb.Error, path: Path, needed_bytes: int) -> StorageError:
@@ -398,7 +406,7 @@ def _open_readonly(path: Path, map_bytes: int) -> lmdb.Environment:
             max_spare_txns=2,
         )
     except lmdb.Error as error:
-        raise BlockCorrupt(f"{path}: {error}") from None
+        raise _unreadable(error, path) from None
 
 
 def take_over(path: Path) -> Segment:
@@ -416,7 +424,7 @@ def take_over(path: Path) -> Segment:
                 str(path), map_size=map_bytes, sync=False, metasync=False, max_readers=MAX_READERS
             )
         except lmdb.Error as error:
-            raise BlockCorrupt(f"{path}: {error}") from None
+            raise _unreadable(error, path) from None
         segment = Segment(path, env, inode, writable=True)
         _registry.add(segment)
         return segment

@@ -12,6 +12,7 @@ from chaos.workloads.registry import WORKLOADS
 from tests.unit.chaos.histories import (
     OPTIONS,
     end,
+    fault,
     history,
     invocation,
     lost,
@@ -228,6 +229,20 @@ def test_a_kill_must_be_noticed_within_a_second():
 def test_what_the_machine_itself_was_late_is_added_to_the_bound():
     assert verdict("detection", history(lost(2.5), late=[(1.9, 1.6)])) == TRUE
     assert verdict("detection", history(lost(2.5), late=[(8.0, 1.6)])) == FALSE
+
+
+def test_a_driver_that_stands_still_need_not_notice():
+    def stopped(victims, until_s=4.0):
+        return replace(
+            invocation(0.8, takes=frozenset({TIME}), victims=victims, notices=()),
+            fault=fault(1, 0.8, until_s),
+            healed_s=until_s,
+        )
+
+    late = lost(4.5)
+    assert verdict("detection", history(late, faults=[stopped(("driver",)), invocation()])) == TRUE
+    assert verdict("detection", history(late, faults=[stopped(("executor-2",)), invocation()])) == FALSE
+    assert verdict("detection", history(late, faults=[stopped(("driver",), 2.0), invocation()])) == FALSE
 
 
 def test_nobody_has_to_notice_what_was_healed_or_over_before_the_bound():

@@ -37,6 +37,8 @@ def page() -> str:
         {"event": "executor_added", "executor": "executor-2", "host": "host-0", "seen_s": 1.2},
         start(1, 1.3, executor="executor-2"),
         end(1, 1.9),
+        {"event": "recovery_start", "recovery": 0, "cause": "executor_lost", "seen_s": 1.1},
+        {"event": "recovery_end", "recovery": 0, "cause": "executor_lost", "redone": 1, "seen_s": 1.9},
         results=[{"round": 0, "error": "X", "condition": "<script>alert(1)</script>", "text": "a < b"}],
     )
     return report.html(told, checkers.judge(told))
@@ -54,6 +56,7 @@ def test_the_report_draws_kills_losses_and_what_was_started_again():
     text = page()
     assert "kill-executor.one" in text and "&#10005;" in text
     assert text.count('fill="url(#again)"') == 1
+    assert "recovery 0 (executor_lost): 1 tasks done again" in text
     assert "<script>" not in text
 
 

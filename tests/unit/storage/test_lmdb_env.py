@@ -176,3 +176,34 @@ def test_ST_16_a_network_file_system_is_refused_by_name(path: str, allowed: bool
     else:
         with pytest.raises(StorageError, match=r"STORE_UNSUPPORTED_FS.*nfs4"):
             lmdb_env.check_file_system(Path(path), MOUNTS)
+
+
+NO_ROOM = """
+import resource, sys
+from pathlib import Path
+from spark_ft.storage import lmdb_env
+
+segment = lmdb_env.create_segment(Path(sys.argv[1]), 1 << 28, sync=False)
+segment.write([(b"k", b"value")])
+segment.close()
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 27), resource.RLIM_INFINITY))
+try:
+    lmdb_env.open_segment(segment.path)
+except MemoryError as error:
+    print("no memory:", error)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(lmdb_env.open_segment(segment.path).get(b"k"))
+"""
+
+
+def test_MEM_6_no_room_to_map_a_file_is_no_damage_of_the_file(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, str(tmp_path / "seg")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    lines = told.stdout.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("no memory:"), told.stdout + told.stderr
+    assert lines[1] == "b'value'"
