@@ -483,6 +483,13 @@ class Stand:
             case MapOutputs():
                 self.told.setdefault(to, {})[message.shuffle] = message
 
+    def kill_queued(self) -> None:
+        """Executors give back what they were asked for and have not begun."""
+        told = {m.task for m in self.messages(KillTask) if m.queued_only}
+        for task in [t for t in self.open.values() if t.task in told]:
+            del self.open[task.task]
+            self.tell(task.executor, TaskUpdates(ended=(TaskEnd(task.task, Killed("told to")),)))
+
     def kill_answers(self) -> None:
         """Executors break off what they were told to."""
         told = {m.task for m in self.messages(KillTask) if not m.queued_only}

@@ -23,7 +23,7 @@ from spark_ft.clock import BootClock
 from spark_ft.cluster.configuration import ManagerConfig, WorkerConfig
 from spark_ft.cluster.processes import Interpreter, StopWatching, watch_process
 from spark_ft.cluster.scratch import Scratch
-from spark_ft.cluster.worker import SIGKILL
+from spark_ft.cluster.worker import EXIT_LEFT, SIGKILL
 from spark_ft.errors import ClusterError, SettingsError
 from spark_ft.ids import DRIVER_HOST, AppId, HostId, Incarnation, new_incarnation
 from spark_ft.log import get_logger
@@ -252,6 +252,10 @@ class LocalCluster:
             self._host.post(PeerGone(process.me, f"its process {why}"))
             if process is self._manager:
                 return  # what runs does not need it; nothing new is granted
+            if process.interpreter.status == EXIT_LEFT:
+                process.given_up = True
+                if not all(worker.given_up for worker in self._workers):
+                    return  # it was asked to go; the last one is replaced all the same
             short = self._clock.now_s() - process.started_s < SHORT_LIFE_S
             failed_starts = process.failed_starts + 1 if short else 0
             if failed_starts >= FAILED_STARTS_MAX:

@@ -110,6 +110,11 @@ class Interpreter:
         if self._popen.poll() is None:
             _signal_group(self.pid, number)
 
+    @property
+    def status(self) -> int | None:
+        """How it exited; None while it runs."""
+        return self._popen.poll()
+
     def disown(self) -> None:
         """In a forked child of ours: the process is the parent's.  Our copy of its stdin goes, or it
         would not notice when the parent closes its own."""
@@ -261,6 +266,13 @@ def exit_now(status: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
+
+
+def is_at_end(fd: int) -> bool:
+    """Whether the writers of this pipe have closed it and nothing is left to read.  It must be ours alone
+    to read: a byte that is there is taken."""
+    ready, _, _ = select.select([fd], [], [], 0)
+    return bool(ready) and not os.read(fd, 1)
 
 
 def on_terminate(function: Callable[[], None]) -> None:
@@ -449,10 +461,10 @@ class Children:
                 os.kill(self._warm_pid, signal.SIGKILL)
 
     def close(self, grace_s: float = 0.2) -> None:
-        """End everything: SIGTERM, then SIGKILL to whatever descends from us; waits at most
+        """End everything: SIGHUP, then SIGKILL to whatever descends from us; waits at most
         ``grace_s`` and a second."""
         for pid in list(self._live):
-            self.signal(pid, signal.SIGTERM)
+            self.signal(pid, signal.SIGHUP)
         self._warm.close()
         self._wait_all(grace_s)
         kill_descendants()

@@ -2,7 +2,7 @@
 
     AssignExecutors ──> starting ──ChildSpawned──> alive ──ChildExited──> gone ──> its successor
                                                      │ KillExecutor, fewer wanted: KillProcess
-    ReleaseApp, or the driver is gone ──> every child SIGTERM, then SIGKILL ──> stores dropped
+    ReleaseApp, or the driver is gone ──> every child SIGHUP, then SIGKILL ──> stores dropped
 
 Rules
   1. Every process that was announced (ExecutorSpawned) has its end told (ExecutorExited), exactly
@@ -13,7 +13,10 @@ Rules
      ``executor_max_crashes`` rounds the driver is told and nothing is started for 30 s (EX-12).
      Executors that were started in the same round fail as one, or one bad library and 32 slots
      would look like 32 crashes in a row.
-  3. A later AssignExecutors for an application replaces the earlier one.  A new driver of the same
+  3. SIGHUP ends an executor at once.  SIGTERM asks it, as it asks this worker itself, to leave in order:
+     drivers are told, nobody is started any more, and the end comes when each driver has said that nothing
+     of value is left here, or at the deadline (EX-13).
+  4. A later AssignExecutors for an application replaces the earlier one.  A new driver of the same
      application gets new executors: the old ones were leased to a driver that is no more.
 
 Invariants (``check_invariants``)
@@ -43,6 +46,7 @@ from spark_ft.protocol.effects import (
     Exit,
     Forget,
     KillProcess,
+    LeaveWanted,
     Measure,
     Note,
     PeerGone,
@@ -66,8 +70,11 @@ from spark_ft.protocol.messages import (
     Fenced,
     Goodbye,
     KillExecutor,
+    Leave,
+    Leaving,
     MakeCopies,
     MapStatus,
+    MayLeave,
     Message,
     RegisterWorker,
     ReleaseApp,
@@ -82,8 +89,8 @@ REGISTER_INTERVAL_S = 1.0
 PROVEN_S = 1.0  # an executor that ran so long has started well
 RESTART_MAX_S = 2.0  # between two starts, whatever the back-off says (EX-6)
 PAUSE_S = 30.0  # after giving up (EX-12)
-TERM_GRACE_S = 0.5  # from SIGTERM to SIGKILL when an application is released
-EXIT_FENCED = 71
+TERM_GRACE_S = 0.5  # from SIGHUP to SIGKILL when an application is released
+EXIT_FENCED, EXIT_LEFT = 71, 73
 
 SIGHUP, SIGINT, SIGKILL, SIGTERM = 1, 2, 9, 15  # numbers: sending them is the host's affair
 _BY_HAND = frozenset({SIGHUP, SIGINT, SIGKILL, SIGTERM})
@@ -108,7 +115,8 @@ class _App:
     start_at_s: float = 0.0  # nothing is started before
     stderr: str = ""
     releasing: bool = False
-    kill_at_s: float | None = None  # SIGKILL for whoever ignores SIGTERM
+    kill_at_s: float | None = None  # SIGKILL for whoever ignores SIGHUP
+    may_leave: bool = False  # its driver needs nothing of this host any more
 
 
 class WorkerCore:
@@ -146,6 +154,7 @@ class WorkerCore:
         self._beat_at_s = 0.0
         self._measuring = False
         self._exiting = False
+        self._leave_by_s: float | None = None  # it was asked to go, and ends then at the latest
 
     # --- The one way in --------------------------------------------------------------------
 
@@ -174,6 +183,8 @@ class WorkerCore:
             case CopyEnded(owner, made):
                 if self._serves(owner):
                     out.append(Send(owner, made))
+            case LeaveWanted(within_s):
+                self._leave(within_s, now_s, out)
             case PeerGone(peer, why):
                 self._peer_gone(peer, why, now_s, out)
             case _:  # Tick, and what is not for workers
@@ -185,7 +196,7 @@ class WorkerCore:
     def wakeup_s(self) -> float | None:
         if self._exiting:
             return None
-        times: list[float] = []
+        times: list[float] = [] if self._leave_by_s is None else [self._leave_by_s]
         if not self._registered:
             times.append(self._register_at_s)
         if not self._measuring and self._beating():
@@ -193,7 +204,7 @@ class WorkerCore:
         for app in self._apps.values():
             if app.kill_at_s is not None:
                 times.append(app.kill_at_s)
-            elif not app.releasing and self._lacking(app):
+            elif not app.releasing and self._leave_by_s is None and self._lacking(app):
                 times.append(app.start_at_s)
         return min(times) if times else None
 
@@ -221,9 +232,11 @@ class WorkerCore:
             case Fenced(why) | Goodbye(why):
                 self._driver_gone(sender, why, now_s, out)
             case _:
-                self._from_driver(sender, message, out)
+                self._from_driver(sender, message, now_s, out)
 
-    def _from_driver(self, sender: Incarnation, message: Message, out: list[Effect]) -> None:
+    def _from_driver(
+        self, sender: Incarnation, message: Message, now_s: float, out: list[Effect]
+    ) -> None:
         """What a driver wants of its executors and of this host's stores."""
         match message:
             case KillExecutor(executor, why):
@@ -235,6 +248,13 @@ class WorkerCore:
                 found = self._app_of(executor)
                 if found is not None and found.assignment.driver == sender:
                     out.append(AskStacks(executor))
+            case Leave(within_s):
+                if self._serves(sender):
+                    self._leave(within_s, now_s, out)
+            case MayLeave():
+                for app in self._apps.values():
+                    app.may_leave = app.may_leave or app.assignment.driver == sender
+                self._leave_if_free(out)
             case DropShuffles(fingerprints):
                 out.append(DropStores(fingerprints=tuple(fingerprints)))
             case MakeCopies(orders, hosts):
@@ -244,6 +264,19 @@ class WorkerCore:
                 out.append(Forget(nodes=nodes, copies=copies))
             case _:
                 out.append(Note("message_not_for_worker", {"kind": type(message).__name__}))
+
+    def _leave(self, within_s: float, now_s: float, out: list[Effect]) -> None:
+        """Rule 3.  Asked twice, the first deadline stands."""
+        if self._leave_by_s is None:
+            self._leave_by_s = now_s + within_s
+            for app in self._apps.values():
+                out.append(Send(app.assignment.driver, Leaving(within_s, "it was asked to leave")))
+            self._leave_if_free(out)
+
+    def _leave_if_free(self, out: list[Effect]) -> None:
+        if self._leave_by_s is not None and all(app.may_leave for app in self._apps.values()):
+            self._exiting = True
+            out.append(Exit(EXIT_LEFT, "it has left in order"))
 
     def _assign(self, owner: Incarnation, wanted: AssignExecutors, now_s: float, out: list[Effect]) -> None:
         app = self._apps.get(wanted.app)
@@ -259,6 +292,8 @@ class WorkerCore:
                 out.append(Connect(wanted.driver, wanted.driver_endpoint))
             hello = WorkerHello(self._me, self._host, self._pid, self._data_endpoint, self._root)
             out.append(Send(wanted.driver, hello))
+            if self._leave_by_s is not None:
+                out.append(Send(wanted.driver, Leaving(self._leave_by_s - now_s, "it was asked to leave")))
         if app is None:
             app = self._apps[wanted.app] = _App(wanted, owner)
             self._beat_at_s = now_s + self._settings.heartbeat_interval_s
@@ -287,7 +322,7 @@ class WorkerCore:
             return
         app.releasing = True
         app.kill_at_s = now_s + TERM_GRACE_S
-        out.extend(KillProcess(executor, SIGTERM) for executor in app.children)
+        out.extend(KillProcess(executor, SIGHUP) for executor in app.children)
         self._released(app_id, app, out)
 
     def _released(self, app_id: AppId, app: _App, out: list[Effect]) -> None:
@@ -296,6 +331,7 @@ class WorkerCore:
             del self._apps[app_id]
             out.append(DropStores(app=app_id))
             out.append(Send(app.owner, AppReleased(app_id, self._me)))
+            self._leave_if_free(out)
 
     # --- Children ----------------------------------------------------------------------------
 
@@ -309,7 +345,7 @@ class WorkerCore:
         return app.assignment.count - sum(not child.surplus for child in app.children.values())
 
     def _fill(self, app: _App, now_s: float, out: list[Effect]) -> None:
-        if app.releasing or now_s < app.start_at_s:
+        if app.releasing or self._leave_by_s is not None or now_s < app.start_at_s:
             return
         for _ in range(self._lacking(app)):
             # The worker's name is drawn once and the count only grows: as unique as a fresh draw,
@@ -371,6 +407,10 @@ class WorkerCore:
     # --- Time --------------------------------------------------------------------------------
 
     def _time(self, now_s: float, out: list[Effect]) -> None:
+        if self._leave_by_s is not None and now_s >= self._leave_by_s:
+            self._exiting = True
+            out.append(Exit(EXIT_LEFT, "its time to leave in order is over"))
+            return
         if not self._registered and now_s >= self._register_at_s:
             self._register_at_s = now_s + REGISTER_INTERVAL_S
             out.append(Send(self._granter, self._register))

@@ -47,6 +47,7 @@ from spark_ft.protocol.effects import (
     Exit,
     Forget,
     KillProcess,
+    LeaveWanted,
     Measure,
     Note,
     PeerGone,
@@ -128,6 +129,7 @@ class _Worker:
         self._dropped: set[bytes] = set()
         self._collect_at_s = self._clock.now_s() + settings.gc_interval_s
         self._collecting = False
+        self._asked_to_leave = False
         self._root = Path(config.root)
         for name in ("stores", "tmp", "log", "run"):
             (self._root / name).mkdir(parents=True, exist_ok=True)
@@ -183,7 +185,7 @@ class _Worker:
         if os.getppid() != parent:
             self._end(0, "the parent is gone")
         processes.watch_process(parent, host.watch, host.unwatch, lambda: self._end(0, "the parent is gone"))
-        processes.on_terminate(lambda: host.call(lambda: self._end(0, "terminated")))
+        processes.on_terminate(lambda: host.call(self._terminated))
         threading.Thread(target=collect_leftovers, args=(self._scratch.path.parent,), daemon=True).start()
         host.run()
         self._end(0, "the loop has ended")
@@ -191,6 +193,14 @@ class _Worker:
     def _stdin(self) -> None:
         if not os.read(0, 4096):
             self._end(0, "the parent has closed our stdin")
+
+    def _terminated(self) -> None:
+        """SIGTERM.  A parent that ends us has closed our stdin before; anybody else lets us leave in order,
+        and who asks twice cannot wait."""
+        if self._asked_to_leave or not self._settings.decommission or processes.is_at_end(0):
+            self._end(0, "terminated")
+        self._asked_to_leave = True
+        self._host.post(LeaveWanted(self._settings.decommission_s))
 
     def _end(self, status: int, why: str) -> NoReturn:
         """End every child, then this process; whatever else it holds is the kernel's to take back."""

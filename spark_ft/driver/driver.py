@@ -49,6 +49,7 @@ from spark_ft.lineage.shape import shape_of
 from spark_ft.log import get_logger
 from spark_ft.protocol.effects import (
     CancelJobs,
+    Decommission,
     DeliverResult,
     Effect,
     Event,
@@ -208,6 +209,11 @@ class Driver:
     ) -> None:
         """Cancel one job, a group, a tag, or everything."""
         self._host.post(CancelJobs(job, group, tag, reason))
+
+    def decommission(self, host: HostId, within_s: float) -> None:
+        """Let a host be left in order: its tasks end or are run elsewhere, its data is moved, and its
+        processes end when that is done, or after ``within_s`` at the latest (EX-13)."""
+        self._host.post(Decommission(host, within_s))
 
     def _close_job(self, job: JobId, blob: BlobId) -> None:
         if (handle := self._jobs.pop(job, None)) is not None and not self._stopped:

@@ -41,6 +41,7 @@ from spark_ft.protocol.effects import (
     InterruptTask,
     LearnHosts,
     Leased,
+    LeaveWanted,
     LoadBlob,
     Measure,
     Note,
@@ -65,8 +66,11 @@ from spark_ft.protocol.messages import (
     Killed,
     KillTask,
     LaunchTasks,
+    Leave,
+    Leaving,
     MakeCopies,
     MapOutputs,
+    MayLeave,
     Message,
     StageBlob,
     TaskEnd,
@@ -78,6 +82,7 @@ HELLO_INTERVAL_S = 1.0
 INTERRUPT_INTERVAL_S = 0.1
 EXIT_DRIVER_GONE = 70  # exit statuses, for whoever reads the worker's log
 EXIT_FENCED = 71
+EXIT_LEFT = 73
 
 
 @dataclass(slots=True)
@@ -137,6 +142,7 @@ class ExecutorCore:
         self._given: set[TaskId] = set()
         self._running: set[TaskId] = set()
         self._kills: dict[TaskId, _Kill] = {}
+        self._leave_by_s: float | None = None  # it was asked to go, and ends then at the latest
         self._exiting = False
 
     # --- The one way in --------------------------------------------------------------------
@@ -159,6 +165,8 @@ class ExecutorCore:
                 self._started(task, out)
             case SlotEnded(end, started):
                 self._ended(end, started, out)
+            case LeaveWanted(within_s):
+                self._leave(within_s, now_s, out)
             case CopyEnded(owner, made):
                 out.append(Send(owner, made))
             case Progress():
@@ -172,6 +180,8 @@ class ExecutorCore:
         if self._exiting:
             return None
         times = [kill.again_at_s for kill in self._kills.values() if not kill.hard]
+        if self._leave_by_s is not None:
+            times.append(self._leave_by_s)
         if not self._welcomed:
             times.append(self._hello_at_s)
         elif not self._measuring:
@@ -218,12 +228,31 @@ class ExecutorCore:
                 out.append(Copy(self._driver, orders, hosts))
             case DropBlocks():
                 self._drop(message, out)
+            case Leave() | MayLeave() | Fenced() | Goodbye():
+                self._told_to_go(message, now_s, out)
+            case _:
+                out.append(Note("message_not_for_executor", {"kind": type(message).__name__}))
+
+    def _told_to_go(
+        self, message: Leave | MayLeave | Fenced | Goodbye, now_s: float, out: list[Effect]
+    ) -> None:
+        match message:
+            case Leave(within_s):
+                self._leave(within_s, now_s, out)
+            case MayLeave():
+                self._exit(EXIT_LEFT, "it has left in order", out)
             case Fenced(why):
                 self._exit(EXIT_FENCED, f"fenced: {why}", out)
             case Goodbye(why):
                 self._exit(0, f"the driver said goodbye: {why}", out)
-            case _:
-                out.append(Note("message_not_for_executor", {"kind": type(message).__name__}))
+
+    def _leave(self, within_s: float, now_s: float, out: list[Effect]) -> None:
+        """Go on with what it has; the driver gives it nothing more and says when it may go (EX-13)."""
+        if not self._welcomed:
+            self._exit(EXIT_LEFT, "it was asked to leave before it had anything to do", out)
+        elif self._leave_by_s is None:
+            self._leave_by_s = now_s + within_s
+            out.append(Send(self._driver, Leaving(within_s, "it was asked to leave")))
 
     def _drop(self, gone: DropBlocks, out: list[Effect]) -> None:
         self._blobs.difference_update(gone.blobs)
@@ -322,6 +351,9 @@ class ExecutorCore:
 
     def _time(self, now_s: float, out: list[Effect]) -> None:
         if self._exiting:
+            return
+        if self._leave_by_s is not None and now_s >= self._leave_by_s:
+            self._exit(EXIT_LEFT, "its time to leave in order is over", out)
             return
         if not self._welcomed and now_s >= self._hello_at_s:
             self._hello_at_s = now_s + HELLO_INTERVAL_S

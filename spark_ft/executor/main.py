@@ -43,6 +43,7 @@ from spark_ft.protocol.effects import (
     InterruptTask,
     LearnHosts,
     Leased,
+    LeaveWanted,
     LoadBlob,
     Measure,
     Note,
@@ -94,6 +95,7 @@ class _Executor:
         roots = {HostId(name): Path(path) for name, path in spec["roots"].items()}
         driver = Incarnation(spec["driver"])
         clock = BootClock()
+        self._settings = settings
         self._ready_path = Path(spec["ready"])
         self._ready = False
         self._runner = TaskRunner(settings, me, host, roots, Path(spec["root"]), token)
@@ -139,6 +141,8 @@ class _Executor:
 
     def serve(self) -> None:
         threading.Thread(target=self._host.run, name="executor-io", daemon=True).start()
+        if self._settings.decommission:
+            _on_terminate(lambda: self._host.post(LeaveWanted(self._settings.decommission_s)))
         self._meter = Meter(self._slot_count)
         self._slots.serve()
 
@@ -162,6 +166,31 @@ class _Executor:
         self._runner.tidy()
         running = self._meter.read(self._slots.running(), self._runner.records)
         self._host.post(Progress(running, cpu_s(), _anonymous_bytes()))
+
+
+def _on_terminate(leave: Callable[[], None]) -> None:
+    """SIGTERM lets this process leave in order; SIGHUP ends it at once, also below a nohup.
+
+    A fork by user code has SIGTERM as anybody has it, from its first instruction on: Python forgets
+    signals that come before a fork is complete, so the handler is away while one is made.
+    """
+    me = os.getpid()
+
+    def asked(number: int, frame: object) -> None:
+        if os.getpid() == me:
+            leave()
+        else:  # forked by another thread than the main one
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def handle(action: Any) -> None:
+        with contextlib.suppress(ValueError):  # only the main thread may say so
+            if os.getpid() == me:
+                signal.signal(signal.SIGTERM, action)
+
+    handle(asked)
+    os.register_at_fork(before=lambda: handle(signal.SIG_DFL), after_in_parent=lambda: handle(asked))
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _anonymous_bytes() -> int:

@@ -114,6 +114,14 @@ class ResultLost:
 
 
 @record
+class Decommission:
+    """Whoever is on this host is to leave it in order within so many seconds."""
+
+    host: HostId
+    within_s: float
+
+
+@record
 class Stopping:
     """The application ends: cancel every job, launch nothing more."""
 
@@ -198,6 +206,13 @@ class Progress:
 
 
 @record
+class LeaveWanted:
+    """This process was asked to go (SIGTERM), within so many seconds."""
+
+    within_s: float
+
+
+@record
 class CopyEnded:
     """An order of a ``Copy`` has ended."""
 
@@ -206,8 +221,8 @@ class CopyEnded:
 
 
 Event = (
-    Received | PeerGone | Tick | CopyEnded
-    | JobSubmitted | CancelJobs | Released | ResourcesGranted | ResultLost | Stopping
+    Received | PeerGone | Tick | CopyEnded | LeaveWanted
+    | JobSubmitted | CancelJobs | Released | ResourcesGranted | ResultLost | Stopping | Decommission
     | ChildSpawned | ChildExited | ChildStopped | ChildrenSeen | StacksDumped
     | SlotStarted | SlotEnded | Progress
 )  # fmt: skip

@@ -202,7 +202,31 @@ class BeatAck:
     number: int
 
 
+# --- Driver to worker or executor -----------------------------------------------------------
+
+
+@record
+class Leave:
+    """Leave in order within so many seconds, as after a SIGTERM.  Answered by Leaving."""
+
+    within_s: float
+
+
+@record
+class MayLeave:
+    """Nothing of value for this driver is left where the receiver is; it need not wait any longer."""
+
+
 # --- Worker or executor to driver -----------------------------------------------------------
+
+
+@record
+class Leaving:
+    """The sender was asked to go, and ends within so many seconds or when told MayLeave: give it nothing
+    more, and take away what is worth keeping."""
+
+    within_s: float
+    why: str = ""
 
 
 @record
@@ -442,7 +466,7 @@ class Goodbye:
 Message = (
     ExecutorHello | TaskUpdates | BlobWanted | ExecutorBeat
     | ExecutorWelcome | Hosts | Fenced | StageBlob | MapOutputs | LaunchTasks | KillTask | DropBlocks | BeatAck
-    | MakeCopies | CopyMade
+    | MakeCopies | CopyMade | Leave | MayLeave | Leaving
     | WorkerHello | ExecutorSpawned | ExecutorExited | ExecutorStopped | ExecutorStacks | ExecutorsUnavailable
     | WorkerBeat | WorkerWelcome | KillExecutor | DumpStacks | DropShuffles
     | AssignExecutors | ReleaseApp | RegisterWorker | WorkerRegistered | AppReleased

@@ -78,6 +78,12 @@ class CachedBlocks:
         """This block cannot be read.  Linear in the nodes' held partitions: it is rare."""
         return self._drop_disk_where(lambda block: block.store == ref.store and block.key == ref.key)
 
+    def drop_place(self, key: Key, host: HostId) -> None:
+        """It is elsewhere too, and not to be read from this host's disk any more."""
+        del self.held[key[0]][key[1]].disk[host]
+        self.disk_count -= 1
+        self._holding_lost(key)
+
     def drop_host(self, host: HostId) -> list[Key]:
         """A host is gone with what is on its disks."""
         return self._drop_disk_where(lambda block: block.host == host)

@@ -9,6 +9,9 @@ An item is one map output or one persisted partition.  It wants its data on so m
 alone is first written down by that executor; blocks and outputs are pulled by a worker of another host
 into a store of its own.  Nobody waits for a copy: no task, no stage.
 
+What is on a host that leaves (departures.py) does not count: it is copied to one that stays, and then the
+place on the leaving host is forgotten in the same turn (EX-13).
+
 Invariants
   * what lacks a copy is in ``lacking``, ``waiting`` or ``flying``, or no host could take one.
   * at most ``_A_MAKER`` orders are with one maker; each maker is live.
@@ -19,6 +22,7 @@ Invariants
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
@@ -96,18 +100,19 @@ class Copies:
         self._given: dict[Incarnation, int] = {}  # ever, so that copies spread
         self._next = 0
         self._told_short = False
+        self._staying: set[HostId] = set()  # of this turn
         self.look_again = False  # hosts have come or gone, or something was lost: look at everything
 
     # --- What happens ---
 
     def output_added(self, status: MapStatus) -> None:
         """A map output was registered."""
-        if self._settings.shuffle_replicas > 1:
+        if self._settings.shuffle_replicas > 1 or self.moving:
             self._want(OutputItem(status.shuffle, status.map_index))
 
     def cached(self, block: CachedBlock) -> None:
         """A partition is held somewhere more."""
-        if self._blocks.replication.get(block.node, 1) > 1:
+        if self._blocks.replication.get(block.node, 1) > 1 or self.moving:
             self._want(PartitionItem(block.node, block.partition))
 
     def maker_lost(self, maker: Incarnation) -> None:
@@ -133,6 +138,11 @@ class Copies:
         self._want(flight.item)
         if told.evidence:
             self._put_off(flight.item, told.evidence != "failed")
+
+    @property
+    def moving(self) -> bool:
+        """Whether somebody leaves: what is there has to be looked at, however few copies it wants."""
+        return bool(self._executors.leaving) and self._settings.move_data
 
     def _want(self, item: Item) -> None:
         self.waiting.pop(item, None)
@@ -220,6 +230,8 @@ class Copies:
         if self.look_again:
             self.look_again = False
             self._find_lacking()
+        if self.lacking:
+            self._staying = self._executors.staying() if self.moving else set(self._executors.hosts())
         for item in list(itertools.islice(self.lacking, _A_TURN)) if self.lacking else ():
             if not self._has_room():
                 break
@@ -234,15 +246,15 @@ class Copies:
 
     def _find_lacking(self) -> None:
         """Everything that may want copies.  Linear in all that is held; only when hosts come or go."""
-        if self._settings.shuffle_replicas > 1:
+        if self._settings.shuffle_replicas > 1 or (self.moving and self._settings.move_outputs):
             for outputs in self._outputs:
                 for status in outputs.statuses:
                     if status is not None:
                         self._want(OutputItem(status.shuffle, status.map_index))
-        for node, count in self._blocks.replication.items():
-            if count > 1:
-                for partition in self._blocks.held.get(node, ()):
-                    self._want(PartitionItem(node, partition))
+        everything = self.moving and self._settings.move_partitions
+        for node in self._blocks.held if everything else self._blocks.replication:
+            for partition in self._blocks.held[node]:
+                self._want(PartitionItem(node, partition))
 
     def _look_at(self, item: Item) -> None:
         """Order a copy, or see that none is lacking, or that none can be had now."""
@@ -254,7 +266,12 @@ class Copies:
     def _look_at_output(self, item: OutputItem) -> None:
         outputs = self._outputs.get(item.shuffle)
         places = outputs.locations(item.map_index) if outputs is not None else ()
-        if outputs is None or not 0 < len(places) < self._settings.shuffle_replicas:
+        staying = [place for place in places if place.host in self._staying]
+        if outputs is None or not places or len(staying) >= self._settings.shuffle_replicas:
+            if outputs is not None and len(staying) < len(places):
+                self._left(place.host for place in places if place.host not in self._staying)
+                outputs.lose(item.map_index, lambda place: place.host not in self._staying)
+                self._turn.note("output_moved", shuffle=item.shuffle, map=item.map_index)
             del self.lacking[item]
             return
         originals = {status.host: status for status in places}
@@ -266,23 +283,60 @@ class Copies:
 
     def _look_at_partition(self, item: PartitionItem) -> None:
         holding = self._blocks.holding(item.node, item.partition)
-        wanted = self._blocks.replication.get(item.node, 1)
-        if holding is None or wanted < 2:
+        if holding is None:
             del self.lacking[item]
+            return
+        holders = [self._executors.live[id] for id in holding.memory]
+        hosts = {host for host in holding.disk if host in self._staying}
+        hosts.update(executor.host for executor in holders if not executor.is_leaving)
+        if len(hosts) >= self._blocks.replication.get(item.node, 1):
+            del self.lacking[item]
+            self._forget_left(item, holding)
             return
         if not holding.disk:
             self._write_down(item, holding)
             return
-        hosts = set(holding.disk)
-        hosts.update(self._executors.live[id].host for id in holding.memory)
-        if len(hosts) >= wanted:
-            del self.lacking[item]
-            return
+        hosts.update(holding.disk)
         chosen = self._choose(item, hosts, list(holding.disk))
         if chosen is not None:
             worker, host = chosen
             block = holding.disk[host]
             self._order(item, worker.id, CopyOrder(self._next, cached=block), block.block)
+
+    def _forget_left(self, item: PartitionItem, holding: Holding) -> None:
+        """There are enough copies where nobody leaves: those on leaving hosts are not read any more."""
+        left = [host for host in holding.disk if host not in self._staying]
+        self._left(left)
+        for host in left:
+            self._blocks.drop_place((item.node, item.partition), host)
+            self._turn.note("block_moved", node=item.node, partition=item.partition, host=host)
+
+    def _left(self, hosts: Iterable[HostId]) -> None:
+        """Readers that run may still read what they were told of there; later ones will not."""
+        gone = set(hosts)
+        for worker in self._executors.workers.values() if gone else ():
+            if worker.host in gone and worker.leaving is not None:
+                worker.leaving.moved_s = self._turn.now_s
+
+    def is_busy_with(self, host: HostId, executor: Incarnation | None = None) -> bool:
+        """Whether something on this host, or in this executor's memory, is still to be moved."""
+        return any(
+            self._is_at(item, host, executor)
+            for items in (self.lacking, self.waiting, self._items_flying)
+            for item in items
+        )
+
+    def _is_at(self, item: Item, host: HostId, executor: Incarnation | None) -> bool:
+        if isinstance(item, OutputItem):
+            outputs = self._outputs.get(item.shuffle)
+            places = outputs.locations(item.map_index) if outputs is not None and executor is None else ()
+            return any(place.host == host for place in places)
+        holding = self._blocks.holding(item.node, item.partition)
+        if holding is None:
+            return False
+        if executor is not None:
+            return executor in holding.memory and not holding.disk
+        return host in holding.disk or any(self._executors.live[id].host == host for id in holding.memory)
 
     def _write_down(self, item: PartitionItem, holding: Holding) -> None:
         """It is in memory alone: whoever holds it writes it to its host's disk, where others can read it."""
@@ -299,7 +353,11 @@ class Copies:
         """Who is to make the copy, and from which host it reads.  With nobody now it waits, and with nobody
         at all it is looked at when a host comes."""
         now_s = self._turn.now_s
-        others = [w for w in self._executors.workers.values() if w.has_spoken and w.host not in holders]
+        others = [
+            w
+            for w in self._executors.workers.values()
+            if w.has_spoken and w.leaving is None and w.host not in holders
+        ]
         if not others:
             del self.lacking[item]
             if not self._told_short:

@@ -5,7 +5,8 @@
                recovery   what that costs               ├──> dag.replan ──> placement.fill ──> effects
                dag        jobs, stages, tasks           │
                releases   what may go                   │
-               copies     what lies on several hosts    ┘
+               copies     what lies on several hosts    │
+               departures who has been asked to leave   ┘
 
 The rules it keeps (docs/fault-model.md counts them S1 to S35; each module names its share):
 
@@ -29,6 +30,7 @@ from collections.abc import Mapping
 from spark_ft.ids import AppId, HostId, Incarnation
 from spark_ft.protocol.effects import (
     CancelJobs,
+    Decommission,
     Effect,
     Event,
     JobFailure,
@@ -53,6 +55,7 @@ from spark_ft.protocol.messages import (
     ExecutorStopped,
     ExecutorsUnavailable,
     Goodbye,
+    Leaving,
     Message,
     TaskUpdates,
     WorkerBeat,
@@ -63,6 +66,7 @@ from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks
 from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
+from spark_ft.scheduler.departures import Departures
 from spark_ft.scheduler.ends import Ends
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.health import Health
@@ -114,6 +118,7 @@ class SchedulerCore:
             self.recovery, self.copies, self.ends,
         )  # fmt: skip
         self.stalls = Stalls(settings, turn, self.executors, self.attempts, self.dag, self.ends)
+        self.departures = Departures(settings, turn, self.executors, self.attempts, self.copies)
         self.releases = Releases(turn, self.executors, self.outputs, self.blocks, self.health, self.dag)
         self.placement = Placement(
             settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health, self.dag
@@ -155,6 +160,8 @@ class SchedulerCore:
                 self.liveness.peer_gone(peer, why)
             case ResourcesGranted(expected):
                 self.liveness.wanted = expected
+            case Decommission(host, within_s):
+                self.departures.ask(host, within_s)
             case Stopping():
                 self._stop()
             case _:
@@ -168,6 +175,8 @@ class SchedulerCore:
             self.placement.fill()
             if self.copies.lacking or self.copies.look_again or self.recovery.places_lost:
                 self.copies.fill()
+            if self.executors.leaving:
+                self.departures.settle()
         self._due_s = self._wakeup()
         return self.turn.taken()
 
@@ -234,6 +243,8 @@ class SchedulerCore:
                 self.liveness.executor_hello(executor.id, message)
             case CopyMade():
                 self.copies.made(executor.id, message)
+            case Leaving():
+                self.departures.leaves(executor, message)
             case BlobWanted(blob):
                 executor.blobs.discard(blob)
                 self.placement.send_blob(executor, blob)
@@ -252,6 +263,8 @@ class SchedulerCore:
                 self.liveness.worker_hello(sender, message)
             case CopyMade():
                 self.copies.made(sender, message)
+            case Leaving() if (leaver := self.executors.workers.get(sender)) is not None:
+                self.departures.leaves(leaver, message)
             case ExecutorSpawned(executor, pid):
                 self.turn.note("executor_spawned", executor=executor, pid=pid)
             case ExecutorStacks(executor, text):
@@ -303,6 +316,7 @@ class SchedulerCore:
             for stage in self.dag.active.values():
                 assert stage.tasks is not None
                 slow_possible |= stage.tasks.find_slow(self.settings, self.turn.now_s)
+        self.departures.sweep()
         every_s = self.settings.speculation_interval_s if slow_possible else self._every_s
         self._sweep_s = self.turn.now_s + every_s
 

@@ -17,6 +17,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spark_ft.ids import BlobId, Generation, HostId, Incarnation, NodeId, ShuffleId, TaskId
@@ -34,16 +35,27 @@ LOOKAHEAD_S = 0.004  # of work that may stand in an executor's queue
 DEPTH_MAX = 16
 
 
+@dataclass(slots=True)
+class Notice:
+    """A process has been asked to leave."""
+
+    since_s: float
+    until_s: float
+    moved_s: float = 0.0  # when readers were last told of other places for something that was there
+    released: bool = False  # it has been told that it may go
+
+
 class WorkerState:
     """One worker, as far as the driver has heard of it."""
 
-    __slots__ = ("executors", "has_spoken", "heard_s", "host", "id", "unavailable")
+    __slots__ = ("executors", "has_spoken", "heard_s", "host", "id", "leaving", "unavailable")
 
     def __init__(self, id: Incarnation, host: HostId, now_s: float) -> None:
         self.id, self.host, self.heard_s = id, host, now_s
         self.executors: dict[Incarnation, ExecutorState] = {}
         self.has_spoken = False  # until its WorkerHello nobody knows where its host's outputs can be read
         self.unavailable: tuple[int, str] | None = None  # (tries, stderr): it has given up starting executors
+        self.leaving: Notice | None = None
 
 
 class ExecutorState:
@@ -51,7 +63,7 @@ class ExecutorState:
 
     __slots__ = (
         "beat_s", "blobs", "cpu_grew_s", "cpu_s", "cut", "depth", "doomed", "gone_s", "heard_s", "host", "id",
-        "lease", "mean_s", "outputs", "pid", "progress", "purging", "running", "slots", "slowness",
+        "lease", "leaving", "mean_s", "outputs", "pid", "progress", "purging", "running", "slots", "slowness",
         "stopped_s", "worker",
     )  # fmt: skip
 
@@ -73,6 +85,7 @@ class ExecutorState:
         self.depth = depth  # attempts that may stand in its queue behind the running ones
         self.heard_s = self.beat_s = now_s
         self.lease = Lease(now_s)
+        self.leaving: Notice | None = None  # its own; it leaves with its worker, too
         self.cut = ""  # how the way to it, or back, is cut: until that heals it gets nothing
         self.progress: dict[TaskId, Seen] = {}  # of the attempts that its last beat told of
         self.slowness = 0.0  # how often a twin elsewhere was faster, less what it did at the usual pace since
@@ -85,7 +98,17 @@ class ExecutorState:
 
     @property
     def accepting(self) -> bool:
-        return self.heeds and self.worker.has_spoken and self.gone_s is None and not self.doomed
+        return (
+            self.heeds
+            and self.worker.has_spoken
+            and self.gone_s is None
+            and not self.doomed
+            and not self.is_leaving
+        )
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.leaving is not None or self.worker.leaving is not None
 
     @property
     def heeds(self) -> bool:
@@ -106,6 +129,7 @@ class Executors:
         self.fenced: dict[Incarnation, None] = {}  # bounded: the oldest are forgotten first
         self.idle: dict[Incarnation, ExecutorState] = {}
         self.roomy: dict[Incarnation, ExecutorState] = {}
+        self.leaving: dict[Incarnation, WorkerState | ExecutorState] = {}  # those with a notice of their own
         self.slow: dict[Incarnation, ExecutorState] = {}  # repeatedly: they come last
         self.addresses: dict[HostId, str] = {}
         self.on_host: dict[HostId, int] = {}  # live executors of each host
@@ -136,6 +160,7 @@ class Executors:
         self.idle.pop(executor.id, None)
         self.roomy.pop(executor.id, None)
         self.slow.pop(executor.id, None)
+        self.leaving.pop(executor.id, None)
         self.on_host[executor.host] -= 1
         if not self.on_host[executor.host]:
             del self.on_host[executor.host]
@@ -144,6 +169,7 @@ class Executors:
     def remove_worker(self, worker: WorkerState) -> None:
         assert not worker.executors
         del self.workers[worker.id]
+        self.leaving.pop(worker.id, None)
         self.fence(worker.id)
         self._hosts[worker.host] -= 1
         if not self._hosts[worker.host]:
@@ -158,6 +184,10 @@ class Executors:
     def host_is_live(self, host: HostId) -> bool:
         """Whether a live worker serves this host's stores."""
         return host in self._hosts
+
+    def staying(self) -> set[HostId]:
+        """Hosts of which some worker has not been asked to leave."""
+        return {worker.host for worker in self.workers.values() if worker.leaving is None}
 
     def hosts(self) -> Iterator[HostId]:
         return iter(self._hosts)

@@ -22,7 +22,7 @@ from spark_ft.ids import Generation, HostId, ShuffleId
 
 _OWN_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 11: "SIGSEGV"}
 _SIGNALS = {1: "SIGHUP", 2: "SIGINT", 9: "SIGKILL", 15: "SIGTERM", **_OWN_SIGNALS}
-_ENGINE_EXITS = frozenset((70, 71))  # an executor that lost its driver, or was told that it is fenced
+_ENGINE_EXITS = frozenset((70, 71, 73))  # an executor lost its driver, was told that it is fenced, or left
 _BACKOFF_S, _BACKOFF_MAX_S = 5.0, 60.0
 _LINK_BACKOFF_S = 10.0  # until a link that failed is tried again
 _CORRUPT_MAX = 2  # corruptions from one host before the store is given up

@@ -26,6 +26,9 @@ def check(core: SchedulerCore) -> None:
     _check_outputs(core)
     _check_blocks(core)
     core.copies.check()
+    leaving = {executor.id for executor in core.executors.live.values() if executor.leaving is not None}
+    leaving |= {worker.id for worker in core.executors.workers.values() if worker.leaving is not None}
+    assert core.executors.leaving.keys() == leaving, "S28"
 
 
 def _check_jobs(core: SchedulerCore) -> None:
@@ -112,7 +115,9 @@ def _check_executors(core: SchedulerCore) -> None:
             assert executor.accepting and room + executor.depth > 0, "S12"
         else:
             assert not executor.accepting or not executor.depth or room + executor.depth // 2 < 0, "S12"
+        notice = executor.leaving or executor.worker.leaving
         for task_id, attempt in executor.running.items():
+            assert notice is None or attempt.launched_s <= notice.since_s, "S13: launched where one leaves"
             assert attempt.executor is executor and attempt.task_id == task_id, "S28"
             assert attempt.counts == (attempt in attempt.task.attempts), "S9"
             assert attempt.counts or task_id in core.attempts.killing or executor.doomed, "L8: nobody ends it"

@@ -375,6 +375,11 @@ class TaskSet:
                     self._slow.append(task)
         return enough
 
+    def hurry(self, task: Task) -> None:
+        """Its attempt may not end in time: a second one elsewhere, as if it were slow."""
+        if len(task.attempts) == 1 and task not in self._slow:
+            self._slow.append(task)
+
     def take_slow(self, executor: ExecutorState) -> Task | None:
         """A slow task for a second attempt on another executor."""
         for _ in range(len(self._slow)):

@@ -43,6 +43,7 @@ from spark_ft.protocol.messages import (
     Killed,
     KillTask,
     LaunchTasks,
+    Leaving,
     MapStatus,
     NotLoadable,
     StoredResult,
@@ -529,6 +530,31 @@ class History:
             evidence = rng.choice(["timeout", "refused", "STORAGE_FULL", "corrupt", "failed"])
             self.world.copy_fails(evidence, rng.choice(sorted(self.world.orders)))
 
+    # --- Who leaves ---
+
+    def somebody_is_asked_to_leave(self, rng: Random) -> None:
+        core = self.world.core
+        leavers = sorted(core.executors.live) + sorted(core.executors.workers)
+        if leavers:
+            self.world.tell(rng.choice(leavers), Leaving(rng.choice([2.0, 30.0])))
+
+    def who_may_leave_goes(self, rng: Random) -> None:
+        """It was told so, or its time is over."""
+        world, core = self.world, self.world.core
+        leavers = list(core.executors.leaving.values())
+        for leaver in leavers:
+            notice = leaver.leaving
+            assert notice is not None
+            if leaver.id not in core.executors.leaving or not (
+                notice.released or notice.until_s <= core.turn.now_s
+            ):
+                continue
+            if leaver.id in core.executors.live:
+                world.gone(leaver.id)
+                world.tell(core.executors.live[leaver.id].worker.id, ExecutorExited(leaver.id, 73, 0))
+            else:
+                self._lose_worker(leaver.id)
+
     # --- Processes ---
 
     def executor_comes(self, rng: Random) -> None:
@@ -575,7 +601,10 @@ class History:
         world = self.world
         if not world.core.executors.workers:
             return
-        worker = rng.choice(sorted(world.core.executors.workers))
+        self._lose_worker(rng.choice(sorted(world.core.executors.workers)))
+
+    def _lose_worker(self, worker: Incarnation) -> None:
+        world = self.world
         state = world.core.executors.workers[worker]
         for executor in list(state.executors):
             world.gone(executor)
@@ -645,13 +674,14 @@ class History:
             if not (world.orders or core.copies.lacking):
                 break
         assert not core.copies.flying and not core.copies.lacking, "L5"
-        wanted = min(world.settings.shuffle_replicas, len(set(core.executors.hosts())))
+        wanted = min(world.settings.shuffle_replicas, len(core.executors.staying()))
         for outputs in core.outputs if not world.kinds()["copy_failed"] else ():
             counts = [len(outputs.locations(index)) for index in range(outputs.map_count)]
             assert all(count >= wanted for count in counts if count), "L5: nobody makes a copy"
 
     def _heal(self) -> None:
         world = self.world
+        self.who_may_leave_goes(Random(0))
         for host in HOSTS[:2]:
             world.fresh_worker(host)
             for _ in range(2):
@@ -703,7 +733,8 @@ ACTIONS = {  # and how often they come in a long history, in relation to each ot
     "grow": 6, "submit": 10, "cancel": 1, "unpersist": 1, "close_ended_jobs": 2, "release_the_program": 1,
     "result_is_lost": 1, "functions_turn_out_random": 2,
     "task_starts": 10, "task_runs": 40, "some_tasks_run": 10, "task_fails": 3, "task_cannot_fetch": 2,
-    "copies_are_made": 8, "a_copy_fails": 1,
+    "copies_are_made": 8, "a_copy_fails": 1, "somebody_is_asked_to_leave": 2,
+    "who_may_leave_goes": 2,
     "killed_tasks_stop": 5, "an_output_rots": 3, "something_is_said_again": 2, "a_zombie_speaks": 2,
     "executor_comes": 8, "executor_dies": 4, "executor_falls_silent": 1, "executor_is_stopped": 1,
     "link_to_an_executor_breaks": 1, "worker_is_lost": 2, "time_passes": 5, "the_driver_stalls": 1,

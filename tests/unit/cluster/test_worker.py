@@ -4,7 +4,15 @@ import itertools
 
 import pytest
 
-from spark_ft.cluster.worker import PAUSE_S, SIGKILL, SIGTERM, TERM_GRACE_S, WorkerCore
+from spark_ft.cluster.worker import (
+    EXIT_LEFT,
+    PAUSE_S,
+    SIGHUP,
+    SIGKILL,
+    SIGTERM,
+    TERM_GRACE_S,
+    WorkerCore,
+)
 from spark_ft.ids import AppId, Fingerprint, HostId, Incarnation
 from spark_ft.protocol.effects import (
     AskStacks,
@@ -18,6 +26,7 @@ from spark_ft.protocol.effects import (
     Event,
     Exit,
     KillProcess,
+    LeaveWanted,
     Measure,
     PeerGone,
     Received,
@@ -39,6 +48,9 @@ from spark_ft.protocol.messages import (
     ExecutorsUnavailable,
     Fenced,
     KillExecutor,
+    Leave,
+    Leaving,
+    MayLeave,
     Message,
     RegisterWorker,
     ReleaseApp,
@@ -311,8 +323,8 @@ def test_release_ends_executors_softly_then_hard_and_drops_stores_when_all_are_r
     first, second = spawned(driven.tell(assignment(2), MANAGER))
     driven.spawn(first)
     effects = driven.tell(ReleaseApp(APP), MANAGER)
-    assert effects == [KillProcess(first, SIGTERM), KillProcess(second, SIGTERM)]
-    assert spawned(driven.die(first, signal=SIGTERM)) == []
+    assert effects == [KillProcess(first, SIGHUP), KillProcess(second, SIGHUP)]
+    assert spawned(driven.die(first, signal=SIGHUP)) == []
     assert KillProcess(second, SIGKILL) in driven.at(driven.now_s + TERM_GRACE_S)
     effects = driven.die(second, signal=SIGKILL)
     assert effects[-2:] == [DropStores(app=APP), Send(MANAGER, AppReleased(APP, ME))]
@@ -330,8 +342,8 @@ def test_a_process_that_comes_up_after_its_release_is_killed() -> None:
 def test_executors_and_stores_of_a_driver_that_is_gone_go_at_once(gone: Event) -> None:
     driven = Driven(has_manager=True)
     (executor,) = spawned(driven.tell(assignment(1), MANAGER))
-    assert KillProcess(executor, SIGTERM) in driven.event(gone)
-    assert DropStores(app=APP) in driven.die(executor, signal=SIGTERM)
+    assert KillProcess(executor, SIGHUP) in driven.event(gone)
+    assert DropStores(app=APP) in driven.die(executor, signal=SIGHUP)
 
 
 def test_dropped_shuffles_are_dropped_from_the_stores() -> None:
@@ -356,3 +368,33 @@ def test_a_worker_that_its_manager_has_given_up_ends() -> None:
 
 def test_the_same_events_give_the_same_names() -> None:
     assert Driven().start(3) == Driven().start(3)
+
+
+# --- Leaving in order ---
+
+
+def exits(effects: list[Effect]) -> list[int]:
+    return [effect.status for effect in effects if isinstance(effect, Exit)]
+
+
+@pytest.mark.parametrize("asked", [LeaveWanted(30.0), Received(DRIVER, Leave(30.0))])
+def test_EX_13_a_worker_asked_to_leave_tells_its_driver_and_goes_when_that_says_so(asked: Event) -> None:
+    driven = Driven(has_manager=True)
+    (executor,) = spawned(driven.tell(assignment(1), MANAGER))
+    driven.spawn(executor)
+    effects = driven.event(asked)
+    assert [type(message) for message in sent(effects, Leaving)] == [Leaving] and not exits(effects)
+    assert driven.event(LeaveWanted(99.0)) == [], "the first deadline stands"
+    driven.die(executor, signal=SIGKILL)
+    assert spawned(driven.at(driven.now_s + 10.0)) == [], "nobody is started any more"
+    assert exits(driven.tell(MayLeave(), OTHER)) == [], "another driver cannot say so"
+    assert exits(driven.tell(MayLeave())) == [EXIT_LEFT]
+
+
+def test_EX_13_a_worker_leaves_at_its_deadline_at_the_latest_and_at_once_when_nobody_needs_it() -> None:
+    driven = Driven(has_manager=True)
+    driven.tell(assignment(1), MANAGER)
+    driven.event(LeaveWanted(30.0))
+    assert exits(driven.at(driven.now_s + 29.0)) == []
+    assert exits(driven.at(driven.now_s + 2.0)) == [EXIT_LEFT]
+    assert exits(Driven(has_manager=True).event(LeaveWanted(30.0))) == [EXIT_LEFT]

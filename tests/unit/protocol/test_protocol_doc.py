@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SECTIONS = {
     "Executor to driver": ("executor", "driver"),
     "Driver to executor": ("driver", "executor"),
+    "Driver to worker or executor": ("driver", "worker, executor"),
     "Worker or executor to driver": ("worker, executor", "driver"),
     "Worker to driver": ("worker", "driver"),
     "Driver to worker": ("driver", "worker"),
