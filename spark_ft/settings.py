@@ -121,6 +121,7 @@ class Settings:
 
     # Executors
     executor_memory_bytes: int = _key("spark.executor.memory", 1 << 30, _mebibytes, "execution + storage", least=16 << 20)
+    enforce_memory: bool = _key("spark.ft.executor.memory.enforce", False, boolean, "MemoryError beyond it, not only spilling")
     driver_memory_bytes: int = _key("spark.driver.memory", 0, _mebibytes, "of local[n] in all, as in Spark")
     executor_cores: int = _key("spark.executor.cores", 1, _whole, "task slots of one executor process", least=1)
     executor_instances: int = _key("spark.executor.instances", 0, _whole, "executors wanted; 0: all there are", least=0)

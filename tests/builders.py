@@ -352,13 +352,14 @@ class Stand:
         signal: int = 9,
         outputs: Iterable[MapStatus] = (),
         running: tuple[TaskId, ...] | None = None,
+        **fields: Any,
     ) -> None:
         """The executor's process ends and its worker says so; ``running``: what it was doing, if known."""
         id = Incarnation(executor)
         for task in [t for t in self.open.values() if t.executor == id]:
             del self.open[task.task]
         worker = f"worker-{self.host_of[id]}"
-        self.tell(worker, ExecutorExited(id, status, signal, "", tuple(outputs), running))
+        self.tell(worker, ExecutorExited(id, status, signal, "", tuple(outputs), running, **fields))
 
     def run(self, *jobs: JobId, start: bool = True) -> None:
         """Every open task succeeds, in order, until these jobs have ended."""

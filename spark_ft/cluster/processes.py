@@ -398,7 +398,7 @@ class Children:
         self._pending: dict[int, _Pending] = {}
         self._live: dict[int, _Pending] = {}
         self._unclaimed: dict[int, tuple[int, int]] = {}  # ended before the warm process told their pid
-        self._stopped: set[int] = set()
+        self.rss_peak_bytes = 0  # of the child that was reaped last: of the one whose ``on_end`` is called
         self._number = 0
         self._clock = BootClock()
         _become_subreaper()
@@ -520,13 +520,14 @@ class Children:
             pid = seen.si_pid
             if seen.si_code in _ENDED and pid in self._live:
                 _signal_group(pid, signal.SIGKILL)  # now, while the number is still the dead leader's
-            taken = os.waitid(os.P_PID, pid, _EVENTS)
-            if taken is None:
+            if seen.si_code in _ENDED:
+                _, _, used = os.wait4(pid, 0)
+                self.rss_peak_bytes = used.ru_maxrss << 10
+                normal = seen.si_code == os.CLD_EXITED
+                self._ended(pid, seen.si_status if normal else 0, 0 if normal else seen.si_status)
                 continue
-            if taken.si_code in _ENDED:
-                normal = taken.si_code == os.CLD_EXITED
-                self._ended(pid, taken.si_status if normal else 0, 0 if normal else taken.si_status)
-            elif pid in self._live:
+            taken = os.waitid(os.P_PID, pid, _EVENTS & ~os.WEXITED)
+            if taken is not None and pid in self._live:
                 self._live[pid].on_stopped(taken.si_code != os.CLD_CONTINUED)
 
     def _ended(self, pid: int, status: int, number: int) -> None:

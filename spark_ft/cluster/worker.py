@@ -372,8 +372,9 @@ class WorkerCore:
         child = app.children.pop(exited.executor)
         outputs = tuple(cast(MapStatus, output) for output in exited.outputs)
         end = ExecutorExited(
-            exited.executor, exited.status, exited.signal, exited.stderr, outputs, exited.running
-        )
+            exited.executor, exited.status, exited.signal, exited.stderr, outputs, exited.running, exited.oom,
+            exited.rss_peak_bytes,
+        )  # fmt: skip
         out.append(Send(app.assignment.driver, end))
         if app.releasing:
             self._released(app.assignment.app, app, out)

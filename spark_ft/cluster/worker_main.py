@@ -24,6 +24,7 @@ from spark_ft.clock import BootClock
 from spark_ft.cluster import processes
 from spark_ft.cluster.configuration import WorkerConfig, read_config
 from spark_ft.cluster.copier import Copier
+from spark_ft.cluster.oom import OomCounters
 from spark_ft.cluster.processes import Children, Pulse, Spec
 from spark_ft.cluster.scratch import Scratch, collect_leftovers
 from spark_ft.cluster.worker import SIGKILL, WorkerCore
@@ -124,6 +125,7 @@ class _Worker:
         self._pids: dict[Incarnation, int] = {}
         self._pulses: dict[Incarnation, Pulse] = {}
         self._stopped: set[Incarnation] = set()
+        self._ooms = OomCounters()
         self._probes: dict[int, float] = {}  # pid -> when it is taken to hang
         self._watched: set[int] = set()
         self._dropped: set[bytes] = set()
@@ -267,7 +269,9 @@ class _Worker:
         marks.unlink(missing_ok=True)
         stacks.stacks_path(self._ready_path(executor)).unlink(missing_ok=True)
         words = why or processes.tail(self._log_path(executor))
-        end = ChildExited(executor, status, signal, words, (), registered, running)
+        oom = self._ooms.told_of_a_kill() and signal == SIGKILL
+        peak_bytes = self._children.rss_peak_bytes
+        end = ChildExited(executor, status, signal, words, (), registered, running, oom, peak_bytes)
         if any((self._root / part / executor).is_dir() for part in ("stores", "tmp")):
             self._start_probe(end)
         else:

@@ -43,6 +43,8 @@ _KINDS: dict[str, type[JobError]] = {
     "INPUT_ERROR": TaskFailed,
     "INPUT_NOT_FOUND": TaskFailed,
     "POISON_TASK": TaskFailed,
+    "TASK_OUT_OF_MEMORY": TaskFailed,
+    "TASK_TIMEOUT": TaskFailed,
     "CLOSURE_NOT_LOADABLE": TaskFailed,
     "RESULT_NOT_SERIALIZABLE": TaskFailed,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 import traceback as tracebacks
@@ -49,6 +50,9 @@ def reason_of(error: BaseException) -> EndReason:
         case StorageError() if error.getCondition() in _HOSTS_OWN:
             return HostError(error.getCondition() or "", str(error), 0, 0)
     name, (words, trace) = type(error).__name__, words_and_trace(error)
+    if isinstance(error, MemoryError):
+        text = f"MemoryError: {words}" if words else "MemoryError"
+        return UserError(name, text, trace, "TASK_OUT_OF_MEMORY", rss_peak_bytes=rss_peak_bytes())
     match error:
         case InputError():
             again = not isinstance(error, InputChanged)
@@ -60,6 +64,11 @@ def reason_of(error: BaseException) -> EndReason:
             code = (words or "0") if isinstance(error, SystemExit) else ""
             return UserError(name, f"USER_CODE_EXITED({code})", trace, "USER_CODE_EXITED")
     return UserError(name, words, trace)
+
+
+def rss_peak_bytes() -> int:
+    """The most memory that this process ever had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def words_and_trace(error: BaseException) -> tuple[str, str]:

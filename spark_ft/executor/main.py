@@ -55,6 +55,7 @@ from spark_ft.transport.host import Host
 
 EXIT_INTERNAL = 72  # an error of ours in the I/O thread; stderr has it
 
+_OVERHEAD_BYTES = 384 << 20  # beside what tasks and cache may have: the interpreter, libraries, threads
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -72,6 +73,12 @@ def run(spec: Mapping[str, Any], fds: Sequence[int]) -> int:
         faulthandler.enable()
     if settings.pyspark_memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (settings.pyspark_memory_bytes,) * 2)
+    if settings.enforce_memory:
+        # Private writable memory: what is mapped from stores does not count (MEM-5).
+        allowed_bytes = settings.executor_memory_bytes + max(
+            settings.executor_memory_bytes // 10, _OVERHEAD_BYTES
+        )
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed_bytes,) * 2)
     executor = _Executor(spec, settings, me)
     executor.serve()
     return 0

@@ -231,7 +231,13 @@ class Slots:
         except BaseException as error:
             # The runner answers for user code; what still gets here (MemoryError while it wrote its
             # answer, a bug of ours) ends this attempt and must not end the slot.
-            return TaskEnd(task, UserError(type(error).__name__, str(error), traceback.format_exc()))
+            return TaskEnd(task, _internal(error))
+
+
+def _internal(error: BaseException) -> UserError:
+    """Memory that runs out is told as what it is, wherever it does (MEM-6)."""
+    condition = "TASK_OUT_OF_MEMORY" if isinstance(error, MemoryError) else "TASK_FAILED"
+    return UserError(type(error).__name__, str(error), traceback.format_exc(), condition)
 
 
 def _task(run: RunTask) -> TaskId:

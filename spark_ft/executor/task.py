@@ -136,6 +136,8 @@ class TaskRunner:
             reason = Killed("killed by the driver")
         except BaseException as error:  # whatever user code raises ends the task, not the executor
             reason = reason_of(error)
+            if isinstance(error, MemoryError):
+                attempt.drop_cache()
         finally:
             TaskContext._set(None)
             self._current.pop(launch.task, None)
@@ -304,6 +306,13 @@ class _Attempt:
         self.cached.append(CachedBlock(node.id, partition, size))
         self._let_go(evicted)
         return iter(held)
+
+    def drop_cache(self) -> None:
+        """Memory has run out: what is only kept goes first, so that the next attempt has room (MEM-2)."""
+        with self._lock:
+            gone = self._process.memory.clear()
+        self.cached = [held for held in self.cached if held.block is not None]
+        self.dropped.extend((old.node, old.partition) for old in gone)
 
     def _make_room(self, node: NodeId, size_bytes: int) -> bool:
         with self._lock:

@@ -148,7 +148,9 @@ class ChildExited:
     stderr: str = ""
     outputs: tuple[object, ...] = ()
     registered: bool = False  # a driver had welcomed it: its death is not a failed start
-    running: tuple[TaskId, ...] | None = None  # see ExecutorExited
+    running: tuple[TaskId, ...] | None = None  # see ExecutorExited; the next two as well
+    oom: bool = False
+    rss_peak_bytes: int = 0
 
 
 @record

@@ -275,7 +275,8 @@ class ExecutorExited:
 
     ``status`` is the exit code, ``signal`` the signal's number or 0; ``stderr`` its last words.
     ``running`` are the attempts that it was running when it died, whatever it had said of their start;
-    None when that is not known.
+    None when that is not known.  ``oom``: the kernel killed it for memory; ``rss_peak_bytes``: the most
+    that it ever had resident.
     """
 
     executor: Incarnation
@@ -284,6 +285,8 @@ class ExecutorExited:
     stderr: str = ""
     outputs: tuple[MapStatus, ...] = ()
     running: tuple[TaskId, ...] | None = None
+    oom: bool = False
+    rss_peak_bytes: int = 0
 
 
 @record

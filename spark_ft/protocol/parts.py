@@ -91,13 +91,15 @@ class Success:
 @record
 class UserError:
     """User code raised.  Blamed on the task.  ``retryable`` is False where another try is
-    pointless by nature (the input changed); ``condition`` names such cases."""
+    pointless by nature (the input changed); ``condition`` names such cases.  ``rss_peak_bytes`` is told
+    with TASK_OUT_OF_MEMORY."""
 
     type_name: str
     text: str
     traceback: str
     condition: str = "TASK_FAILED"
     retryable: bool = True
+    rss_peak_bytes: int = 0
 
 
 @record

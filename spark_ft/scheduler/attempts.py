@@ -45,6 +45,7 @@ class Attempts:
         assert stage.tasks is not None
         stage.tasks.launched(attempt)
         executor.running[task_id] = attempt
+        executor.used = True
         self.queued[task_id] = attempt
         self._executors.touch(executor)
         return attempt
@@ -88,6 +89,8 @@ class Attempts:
         """It has ended: its slot is free.  ``text`` is for people."""
         executor = attempt.executor
         del executor.running[attempt.task_id]
+        if executor.reserved == attempt.task_id:
+            executor.reserved = None
         self.queued.pop(attempt.task_id, None)
         self.killing.pop(attempt.task_id, None)
         for key in attempt.keeps:

@@ -28,7 +28,7 @@ from spark_ft.scheduler.cached import CachedBlocks, common, survey
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.stage import Stage
-from spark_ft.scheduler.taskset import Attempt, Mode, Reads, Task, TaskSet
+from spark_ft.scheduler.taskset import Attempt, Mode, Reads, Room, Task, TaskSet
 from spark_ft.scheduler.turn import Turn
 from spark_ft.settings import Settings
 
@@ -79,6 +79,7 @@ class Dag:
         self.active: dict[StageId, Stage] = {}
         self.readers: dict[ShuffleId, dict[StageId, Stage]] = {}
         self.delayed: dict[StageId, Stage] = {}  # active stages with tasks in back-off
+        self.suspects: dict[StageId, Stage] = {}  # active stages with ready tasks that need room
         self.ordered: list[Stage] | None = None
         self.unpinned = False  # a job or stage has ended: what only it needed may be released
         self._dirty: dict[StageId, Stage] = {}
@@ -230,6 +231,7 @@ class Dag:
         self.unpinned = True
         del self.active[stage.id]
         self.delayed.pop(stage.id, None)
+        self.suspects.pop(stage.id, None)
         self._dirty.pop(stage.id, None)
         self.ordered = None
         for shuffle in stage.tree.parents:
@@ -322,6 +324,8 @@ class Dag:
                 self._end_attempt(stage, False)
             for task, where in bound:
                 tasks.enqueue(task, where)
+                if task.trouble is not None and task.trouble.room is not Room.SHARED:
+                    self.suspects[stage.id] = stage
         stage.awaits = {}
         for shuffle in needed:
             self._want_parent(stage, shuffle)
@@ -345,7 +349,10 @@ class Dag:
         needs = [shuffle for shuffle in anywhere.needs if shuffle in lacking]
         if not needs:
             return []
-        if anywhere.memory:
+        assert stage.tasks is not None
+        trouble = stage.tasks.tasks[partition].trouble
+        is_suspect = trouble is not None and trouble.room is not Room.SHARED  # it needs a fresh process
+        if anywhere.memory and not is_suspect:
             trusting = survey(stage.tree, partition, self._blocks, trust_memory=True)
             if trusting.memory and not any(shuffle in lacking for shuffle in trusting.needs):
                 where = common(trusting.memory)
@@ -358,6 +365,9 @@ class Dag:
         """Ready for whoever is nearest to its data."""
         assert stage.tasks is not None
         tree = stage.tree
+        if task.trouble is not None and task.trouble.room is not Room.SHARED:
+            task.trouble.suspect_since_s = self._turn.now_s
+            self.suspects[stage.id] = stage
         if task.trouble is None and (tree.placed or self._blocks.any_of(tree.persisted)):
             found = survey(tree, task.partition, self._blocks, trust_memory=True)
             near = [id for id in found.near if self._executors.live[id].accepting]

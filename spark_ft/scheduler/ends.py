@@ -6,7 +6,9 @@
   FetchFailed   blamed on storage or network: the output is dropped if proved unreadable; again
   HostError     blamed on the host: again on another one, until every host has said so
   Killed        again, if the attempt still counted
-  process ended  health.blame_of_exit: task, or executor (its kills are bounded only without progress)
+  process ended  health.blame_of_exit: task, or executor; suspects run alone (quarantine.py), and only a
+                 death in quarantine convicts
+  memory         room, twice; then the end
 
 Invariants
   * only an attempt in its executor's ``running`` can end, once, and only by that executor (S8, S9).
@@ -16,6 +18,7 @@ Invariants
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import assert_never
 
 from spark_ft.ids import Incarnation, TaskId
@@ -40,16 +43,28 @@ from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.recovery import Recovery
-from spark_ft.scheduler.taskset import Attempt, avoid, remember
+from spark_ft.scheduler.taskset import Attempt, Room, Task, avoid, remember
 from spark_ft.scheduler.turn import Turn
 from spark_ft.settings import Settings
 
 _STAGE_ROUNDS_MAX = 100  # stage attempts that failed fetches may end, even with progress between
 _REFUSED_DELAY_S, _REFUSED_DELAY_MAX_S = 0.5, 5.0
 _UNLOADABLE_MAX = 2
+_OOMS_MAX = 2
+_IN_VAIN_MAX = 20  # kills in a row without any progress: by whomever, it cannot go on
 _PACE = 1.5  # times the median of the stage is no slower than usual
 _TEXT_MAX = 500  # characters of an error in a note
 _NOT_FOUND_MAX = 20  # times that one task may miss what the driver believed to be there
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How an executor's process ended."""
+
+    status: int = 0
+    signal: int = 0
+    rss_peak_bytes: int = 0
+    oom: bool = False  # the kernel killed it for memory
 
 
 class Ends:
@@ -106,6 +121,9 @@ class Ends:
             return
         tasks.ended(attempt)
         match reason:
+            case UserError(condition="TASK_OUT_OF_MEMORY"):
+                remember(attempt.task, attempt, "OutOfMemory", "task", reason.text)
+                self._out_of_memory(attempt, reason.text, reason.rss_peak_bytes, reason.traceback)
             case UserError():
                 text = f"{reason.type_name}: {reason.text}"
                 remember(attempt.task, attempt, "UserError", "task", text)
@@ -242,7 +260,7 @@ class Ends:
     ) -> None:
         """The stage ends, and every job that needs it, with all that is known of this task."""
         stage, trouble = attempt.stage, attempt.task.troubled()
-        count = max(trouble.failures, 1)
+        count = max(trouble.failures + trouble.ooms, 1)
         head = f"Task {attempt.partition} in stage {stage.id} failed {count} times"
         what = f"{head}, most recent failure: {text}"
         others = tuple(t for t in trouble.tracebacks if t != traceback)
@@ -277,35 +295,73 @@ class Ends:
 
     # --- The executor's process ended ---
 
-    def process_ended(self, attempt: Attempt, blame: str, status: int, signal: int, why: str) -> None:
-        """Its process is gone with an attempt that had begun.  ``why`` is for people."""
+    def process_ended(self, attempt: Attempt, blame: str, death: Death, alone: bool, why: str) -> None:
+        """Its process is gone with an attempt that had begun, ``alone`` or not; ``why`` is for people.
+
+        A death by the process's own doing (exit, SIGSEGV) speaks against the one task that ran there, once
+        it ran alone.  A SIGKILL may have been meant for anybody: it counts only when nothing was completed
+        since the one before (EX-5), and convicts only in quarantine, while nobody kills executors that have
+        nothing to do with this task (docs/decisions/0013).
+        """
         task, stage = attempt.task, attempt.stage
         assert stage.tasks is not None
         stage.tasks.ended(attempt)
         remember(task, attempt, "ExecutorLost", blame, why)
-        trouble = task.troubled()
+        if death.oom:
+            self._out_of_memory(attempt, why, death.rss_peak_bytes, "")
+            return
         if blame not in ("task", "executor"):
             self._dag.requeue(attempt)
             return
+        trouble, limit = task.troubled(), self._settings.max_kills
         certain = blame == "task"
         trouble.deaths += certain
-        trouble.kills += not certain
-        deaths, limit = trouble.deaths + trouble.kills, self._settings.max_kills
         progress = sum(job.progress for job in stage.jobs.values())
-        fruitless = trouble.mark == progress  # nothing was completed since the last death that counts here
-        if deaths >= limit:
-            trouble.mark = progress
-        if certain and not signal:
-            self._blame_task(attempt, "TASK_FAILED", why)
-        elif trouble.deaths > limit or (deaths > limit and fruitless):
-            name = health.signal_name(signal) if signal else "silence"
-            self._fail(attempt, "POISON_TASK", f"POISON_TASK({attempt.partition}, {name}): {why}")
-        elif certain:
-            self._blame_task(attempt, "POISON_TASK", why)
+        trouble.in_vain = trouble.in_vain + 1 if trouble.mark == progress else 1
+        trouble.mark = progress
+        if attempt.room >= Room.ALONE and self._convicts(attempt, certain):
+            self._fail(attempt, "POISON_TASK", f"{_poison(attempt, death)}: {why}")
+            return
+        if trouble.deaths >= limit or trouble.in_vain >= limit:
+            self._suspect(task, Room.ALONE)
+        if certain and alone:
+            self._blame_task(attempt, "POISON_TASK" if death.signal else "TASK_FAILED", why)
         else:
-            # Whoever sent the signal may have meant anybody: only deaths without any progress between
-            # them make the task suspect (EX-5).
             self._dag.requeue(attempt)
+
+    def _convicts(self, attempt: Attempt, certain: bool) -> bool:
+        """Whether a death in quarantine proves that the task is to blame."""
+        in_vain = attempt.task.troubled().in_vain
+        if certain or in_vain >= _IN_VAIN_MAX:
+            return True
+        task = attempt.stage.id, attempt.partition
+        others = self._executors.others_were_killed(task, self._turn.now_s)
+        return in_vain > self._settings.max_kills and not others
+
+    def _suspect(self, task: Task, room: Room) -> None:
+        """From now on it runs with room around it, and once at a time."""
+        trouble = task.troubled()
+        trouble.room = max(trouble.room, room)
+        for twin in list(task.attempts):
+            self._attempts.kill(twin, "its task is suspected of ending processes")
+
+    def _out_of_memory(self, attempt: Attempt, text: str, rss_peak_bytes: int, traceback: str) -> None:
+        """Again with fewer neighbours, then alone on its host; then it is too large for any (MEM-1)."""
+        trouble = attempt.task.troubled()
+        trouble.ooms += 1
+        self._turn.note(
+            "task_out_of_memory", task=attempt.task_id, stage=attempt.stage.id, partition=attempt.partition,
+            executor=attempt.executor.id, rss_peak_bytes=rss_peak_bytes,
+        )  # fmt: skip
+        if trouble.ooms > _OOMS_MAX:
+            limit = self._settings.executor_memory_bytes >> 20
+            sizes = f"rss peak {rss_peak_bytes >> 20} MiB, limit {limit} MiB"
+            advice = "give executors more memory, or cut the data into more partitions"
+            what = f"TASK_OUT_OF_MEMORY({attempt.partition}, {sizes}): {text}; {advice}"
+            self._fail(attempt, "TASK_OUT_OF_MEMORY", what, "MemoryError", traceback)
+            return
+        self._suspect(attempt.task, Room.ROOMY if trouble.ooms == 1 else Room.HOST)
+        self._dag.requeue(attempt)
 
     def adopt(self, attempt: Attempt, output: MapStatus) -> bool:
         """A dead executor had committed this attempt's output: it counts as reported (EX-4)."""
@@ -463,6 +519,11 @@ def _text(reason: EndReason) -> str:
         case _:
             assert_never(reason)
     return text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]} …"
+
+
+def _poison(attempt: Attempt, death: Death) -> str:
+    how = health.signal_name(death.signal) if death.signal else f"exit code {death.status}"
+    return f"POISON_TASK({attempt.partition}, {how}, rss peak {death.rss_peak_bytes >> 20} MiB)"
 
 
 def _blame(reason: object) -> str:

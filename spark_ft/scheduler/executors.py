@@ -16,7 +16,8 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _EXIT_REPORT_S = 2.0  # a process whose link is gone has ended, or is ended, within
 _FENCED_MAX = 10_000
+_KILLS_S = 30.0  # whoever kills executors at random has met another one within
 _SLOW_FROM, _SLOWNESS_MAX = 2.0, 4.0
 LOOKAHEAD_S = 0.004  # of work that may stand in an executor's queue
 DEPTH_MAX = 16
@@ -62,9 +64,9 @@ class ExecutorState:
     """One live executor.  ``running`` holds every attempt it was sent and has not ended, in order."""
 
     __slots__ = (
-        "beat_s", "blobs", "cpu_grew_s", "cpu_s", "cut", "depth", "doomed", "gone_s", "heard_s", "host", "id",
-        "lease", "leaving", "mean_s", "outputs", "pid", "progress", "purging", "running", "slots", "slowness",
-        "stopped_s", "worker",
+        "beat_s", "blobs", "cpu_grew_s", "cpu_s", "cut", "depth", "doomed", "draining", "gone_s", "heard_s",
+        "host", "id", "lease", "leaving", "mean_s", "outputs", "pid", "progress", "purging", "reserved",
+        "running", "slots", "slowness", "stopped_s", "used", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +95,9 @@ class ExecutorState:
         self.cpu_grew_s = now_s
         self.stopped_s: float | None = None
         self.gone_s: float | None = None  # its link is gone; the worker's word is awaited
+        self.used = False  # it was given an attempt
+        self.reserved: TaskId | None = None  # for an attempt that must be alone there
+        self.draining = False  # it is given nothing more, so that its process can be replaced
         self.doomed = ""  # why it was asked to be killed: its end is nobody's fault
         self.purging: dict[TaskId, tuple[NodeId, ...]] = {}  # killed readers that may still cache old data
 
@@ -103,6 +108,8 @@ class ExecutorState:
             and self.worker.has_spoken
             and self.gone_s is None
             and not self.doomed
+            and self.reserved is None
+            and not self.draining
             and not self.is_leaving
         )
 
@@ -130,6 +137,8 @@ class Executors:
         self.idle: dict[Incarnation, ExecutorState] = {}
         self.roomy: dict[Incarnation, ExecutorState] = {}
         self.leaving: dict[Incarnation, WorkerState | ExecutorState] = {}  # those with a notice of their own
+        # When a process was ended by a signal that anybody may have sent, and the tasks that ran there.
+        self.kills: deque[tuple[float, frozenset[tuple[int, int]]]] = deque(maxlen=64)
         self.slow: dict[Incarnation, ExecutorState] = {}  # repeatedly: they come last
         self.addresses: dict[HostId, str] = {}
         self.on_host: dict[HostId, int] = {}  # live executors of each host
@@ -232,6 +241,14 @@ class Executors:
         executor.slowness = max(0.0, executor.slowness - 0.5)
         if executor.slowness < _SLOW_FROM:
             self.slow.pop(executor.id, None)
+
+    def was_killed(self, running: Iterable[Attempt], now_s: float) -> None:
+        """See ``kills``."""
+        self.kills.append((now_s, frozenset((a.stage.id, a.partition) for a in running)))
+
+    def others_were_killed(self, task: tuple[int, int], now_s: float) -> bool:
+        """Whether somebody kills executors just now that this task (stage, partition) has no part in."""
+        return any(now_s - at_s <= _KILLS_S and task not in tasks for at_s, tasks in self.kills)
 
     def others(self, executors: set[Incarnation], hosts: set[HostId], idle: bool = False) -> bool:
         """Whether some executor takes tasks (``idle``: this very moment) that is neither among these nor

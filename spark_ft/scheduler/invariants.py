@@ -74,6 +74,7 @@ def _check_stage(core: SchedulerCore, stage: Stage) -> None:
         for attempt in task.attempts:
             assert attempt.counts and attempt.executor.running.get(attempt.task_id) is attempt, "S9, S28"
         if task.trouble is not None:
+            assert task.trouble.deaths <= core.settings.max_kills, "S15: the next one convicts"
             assert task.trouble.failures < core.settings.max_failures, "S14: a used-up budget ends the job"
     if tasks.mode is Mode.CLOSED:
         assert not tasks.ready
@@ -116,6 +117,8 @@ def _check_executors(core: SchedulerCore) -> None:
         else:
             assert not executor.accepting or not executor.depth or room + executor.depth // 2 < 0, "S12"
         notice = executor.leaving or executor.worker.leaving
+        if executor.reserved is not None:
+            assert list(executor.running) == [executor.reserved], "S15: a suspect has neighbours"
         for task_id, attempt in executor.running.items():
             assert notice is None or attempt.launched_s <= notice.since_s, "S13: launched where one leaves"
             assert attempt.executor is executor and attempt.task_id == task_id, "S28"

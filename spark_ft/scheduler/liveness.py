@@ -33,7 +33,7 @@ from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks
 from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
-from spark_ft.scheduler.ends import Ends
+from spark_ft.scheduler.ends import Death, Ends
 from spark_ft.scheduler.executors import Executors, ExecutorState, WorkerState
 from spark_ft.scheduler.health import blame_of_exit, exit_text
 from spark_ft.scheduler.leases import DEAF
@@ -192,17 +192,19 @@ class Liveness:
             return
         blame = "system" if executor.doomed else blame_of_exit(exited.status, exited.signal)
         why = exit_text(exited.status, exited.signal)
+        if exited.oom:
+            why += " (by the kernel, for want of memory)"
         if exited.stderr:
             why += f"; its last words:\n{exited.stderr}"
-        self._lose(executor, why, blame, exited.status, exited.signal, exited.outputs, exited.running)
+        death = Death(exited.status, exited.signal, exited.rss_peak_bytes, exited.oom and not executor.doomed)
+        self._lose(executor, why, blame, death, exited.outputs, exited.running)
 
     def _lose(
         self,
         executor: ExecutorState,
         why: str,
         blame: str,
-        status: int = 0,
-        signal: int = 0,
+        death: Death | None = None,
         outputs: tuple[MapStatus, ...] = (),
         running: tuple[TaskId, ...] | None = None,
     ) -> None:
@@ -223,10 +225,13 @@ class Liveness:
                 self._attempts.started(attempt)
         self._turn.note(
             "executor_lost", executor=executor.id, host=executor.host, pid=executor.pid, why=why,
-            blame=blame if begun else "", signal=signal, status=status,
+            blame=blame if begun else "", signal=death.signal if death else 0,
+            status=death.status if death else 0,
             silent_s=round(executor.silent_s(self._turn.now_s), 3),
         )  # fmt: skip
         self._executors.remove(executor)
+        if blame == "executor" and not (death and death.oom):
+            self._executors.was_killed(begun, self._turn.now_s)
         lost = self._blocks.drop_executor(executor.id)
         committed = {output.attempt: output for output in outputs}
         for attempt in attempts:
@@ -237,18 +242,17 @@ class Liveness:
             a for a in attempts if a.task_id not in committed or not self._ends.adopt(a, committed[a.task_id])
         ]
         for attempt in rest:
-            self._end_with_process(attempt, attempt in begun, blame, status, signal, why)
+            if attempt.counts:
+                self._end_with_process(attempt, attempt in begun, len(begun) == 1, blame, death, why)
         self._recovery.memory_lost(lost)
         self._copies.maker_lost(executor.id)
         self._dag.executor_left(executor)
 
     def _end_with_process(
-        self, attempt: Attempt, begun: bool, blame: str, status: int, signal: int, why: str
+        self, attempt: Attempt, begun: bool, alone: bool, blame: str, death: Death | None, why: str
     ) -> None:
-        if not attempt.counts:
-            return
         if begun:
-            self._ends.process_ended(attempt, blame, status, signal, why)
+            self._ends.process_ended(attempt, blame, death or Death(), alone, why)
         else:
             assert attempt.stage.tasks is not None
             attempt.stage.tasks.ended(attempt)

@@ -30,6 +30,7 @@ from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.health import Health
 from spark_ft.scheduler.map_outputs import MapOutputTracker
+from spark_ft.scheduler.quarantine import Quarantine
 from spark_ft.scheduler.stage import Stage
 from spark_ft.scheduler.taskset import Mode, Reads, Task
 from spark_ft.scheduler.turn import Turn
@@ -58,15 +59,18 @@ class Placement:
         self._settings, self._turn, self._executors, self._attempts = settings, turn, executors, attempts
         self._outputs, self._blocks, self._health, self._dag = outputs, blocks, health, dag
         self._batches: dict[tuple[Incarnation, StageId], Batch] = {}
+        self._quarantine = Quarantine(turn, executors, attempts, dag)
         self.wakeup_s: float | None = None
 
     def fill(self) -> None:
         """Give out all that can be given out now, and say so to the executors."""
         self.wakeup_s = None
-        if not self._dag.active:
-            return
         if self._dag.delayed:
             self._dag.wake_delayed()
+        if self._dag.suspects or self._quarantine.active or self._quarantine.is_draining:
+            self._isolate()
+        if not self._dag.active:
+            return
         if self._executors.idle:
             self._offer_all(self._executors.idle, speculate=True)
         if self._executors.idle:
@@ -77,6 +81,15 @@ class Placement:
             self._tell()
 
     # --- Who gets what ---
+
+    def _isolate(self) -> None:
+        """Tasks that need room come first: what they need is rare, and others would take it."""
+        while (found := self._quarantine.next(self._fits)) is not None:
+            stage, task, executor = found
+            assert task.trouble is not None
+            reads = tuple((shuffle, self._outputs[shuffle].generation) for shuffle in stage.tree.parents)
+            self._launch(stage, task, executor, reads, False)
+            self._quarantine.launched(task.attempts[-1], task.trouble.room)
 
     def _stages(self) -> list[Stage]:
         if self._dag.ordered is None:
@@ -165,6 +178,8 @@ class Placement:
     def _fits(self, stage: Stage, executor: ExecutorState) -> bool:
         if executor.purging and stage.tree.persisted:
             return False  # a killed reader may still put rolled-back data into its memory
+        if self._quarantine.active and not self._quarantine.allows(executor):
+            return False
         if stage.shuffle is None or not self._health.hosts:
             return True
         return not self._health.backing_off(executor.host, self._turn.now_s)

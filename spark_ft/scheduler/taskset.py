@@ -22,7 +22,7 @@ import heapq
 import statistics
 from collections import deque
 from collections.abc import Iterable
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 
 from spark_ft.ids import Generation, HostId, Incarnation, NodeId, ShuffleId, TaskId
 from spark_ft.protocol.effects import AttemptRecord
@@ -51,12 +51,21 @@ class Mode(Enum):
     OPEN = auto()
 
 
+class Room(IntEnum):
+    """How much room an attempt has, or wants, around it; see quarantine.py."""
+
+    SHARED = 0
+    ROOMY = 1
+    ALONE = 2
+    HOST = 3
+
+
 class Attempt:
     """One try at one task on one executor.  ``counts`` is False once it was given up (killed)."""
 
     __slots__ = (
-        "counts", "executor", "keeps", "launched_s", "number", "reads", "recalled", "speculative", "stage",
-        "stage_attempt", "started_s", "suspect", "task", "task_id",
+        "counts", "executor", "keeps", "launched_s", "number", "reads", "recalled", "room", "speculative",
+        "stage", "stage_attempt", "started_s", "suspect", "task", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +93,7 @@ class Attempt:
         self.launched_s = now_s
         self.started_s: float | None = None
         self.counts = True
+        self.room = Room.SHARED
         self.suspect = False  # it does not get on: a twin may start, however few tasks have finished
         self.recalled = False  # asked back from a queue, for an idle executor
 
@@ -99,15 +109,18 @@ class Trouble:
     """What went wrong with one task so far; most tasks never have one."""
 
     __slots__ = (
-        "avoid", "avoid_hosts", "avoid_until_s", "deaths", "failures", "fetches", "host_errors", "kills",
-        "mark", "records", "stalls", "tracebacks", "unloadable",
+        "avoid", "avoid_hosts", "avoid_until_s", "deaths", "failures", "fetches", "host_errors", "in_vain",
+        "mark", "ooms", "records", "room", "stalls", "suspect_since_s", "tracebacks", "unloadable",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.failures = 0  # blamed on the task
-        self.deaths = 0  # processes that it certainly ended
-        self.kills = 0  # processes that were killed under it, by whomever
-        self.mark: int | None = None  # progress of its jobs at the last death that it may have
+        self.deaths = 0  # processes that ended under it by themselves
+        self.in_vain = 0  # processes that were killed under it, by whomever, with no progress between
+        self.mark: int | None = None  # progress of its jobs at the last of these
+        self.ooms = 0  # attempts that ran out of memory
+        self.room = Room.SHARED  # that its next attempt needs
+        self.suspect_since_s = 0.0
         self.fetches = 0  # reads in a row that were refused or timed out
         self.unloadable = 0
         self.stalls = 0  # attempts that were killed for not getting on
@@ -153,6 +166,7 @@ class TaskSet:
         self._at_executor: dict[Incarnation, deque[Entry]] = {}
         self._at_host: dict[HostId, deque[Entry]] = {}
         self._patient: deque[tuple[float, Task, int]] = deque()  # (until when it waits for its place, …)
+        self._suspects: deque[Entry] = deque()  # that need room: placed one by one (quarantine.py)
         self._choosy: list[Entry] = []  # tasks with trouble: not just any executor will do
         self._delayed: list[tuple[float, int, int]] = []  # heap of (due, partition, ticket)
         self._durations: list[float] = []
@@ -197,6 +211,7 @@ class TaskSet:
         self._at_host.clear()
         self._patient.clear()
         self._choosy.clear()
+        self._suspects.clear()
         self._delayed.clear()
         self._slow.clear()
 
@@ -227,6 +242,8 @@ class TaskSet:
         if placed:
             if until_s is not None:
                 self._patient.append((until_s, *entry))
+        elif task.trouble is not None and task.trouble.room is not Room.SHARED:
+            self._suspects.append(entry)
         elif task.trouble is not None:
             self._choosy.append(entry)
         else:
@@ -317,6 +334,18 @@ class TaskSet:
             return task
         return None
 
+    def first_suspect(self) -> Task | None:
+        """The ready task that has waited longest for room."""
+        while self._suspects:
+            task, ticket = self._suspects[0]
+            if task.ticket == ticket and task.state is State.READY:
+                return task
+            self._suspects.popleft()
+        return None
+
+    def take_suspect(self) -> None:
+        self._suspects.popleft()
+
     def due(self, now_s: float) -> list[Task]:
         """Tasks whose back-off is over; the caller enqueues them."""
         found: list[Task] = []
@@ -368,7 +397,7 @@ class TaskSet:
             self._limit_s = max(settings.speculation_multiplier * self.usual_s, settings.speculation_min_s)
         self._slow.clear()
         for task in self.active.values() if self.mode is Mode.OPEN else ():
-            if len(task.attempts) == 1:
+            if len(task.attempts) == 1 and task.attempts[0].room is Room.SHARED:
                 attempt = task.attempts[0]
                 long = attempt.started_s is not None and now_s - attempt.started_s > self._limit_s
                 if attempt.suspect or (enough and long):

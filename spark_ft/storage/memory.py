@@ -71,6 +71,14 @@ class MemoryStore:
             for key in [key for key in self._held if key[0] == node]:
                 self._forget(key)
 
+    def clear(self) -> list[Held]:
+        """Forget all partitions of all nodes, which are returned."""
+        with self._lock:
+            gone = list(self._held.values())
+            self._held.clear()
+            self.used_bytes = 0
+            return gone
+
     def sizes(self) -> dict[tuple[NodeId, int], int]:
         """What is held, least recently used first, with its size in bytes."""
         with self._lock:

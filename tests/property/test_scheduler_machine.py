@@ -62,7 +62,7 @@ HOSTS = ("h0", "h1", "h2")
 NAMED = {
     "TASK_FAILED", "POISON_TASK", "JOB_CANCELLED", "SHUFFLE_DATA_LOST", "STORAGE_FULL", "NO_RESOURCES",
     "CLOSURE_NOT_LOADABLE", "INDETERMINATE_OUTPUT_ROLLBACK", "RESULT_LOST", "STAGE_ABORTED", "BLOCK_LOST",
-    "TASK_TIMEOUT",
+    "TASK_TIMEOUT", "TASK_OUT_OF_MEMORY",
 }  # fmt: skip
 
 
@@ -481,6 +481,7 @@ class History:
                 UserError("ValueError", "no", "trace", retryable=False),
                 HostError("STORAGE_FULL", "disk full", 10, 1),
                 NotLoadable("ImportError", "no", "trace"),
+                UserError("MemoryError", "no", "trace", "TASK_OUT_OF_MEMORY"),
                 Killed("by itself"),
             ]
             self.world.say(task, TaskEnd(task.task, rng.choice(kinds)))
@@ -577,7 +578,8 @@ class History:
                     outputs.append(output)
         worker = world.core.executors.live[executor].worker.id
         world.gone(executor)
-        world.tell(worker, ExecutorExited(executor, *how, "", tuple(outputs)))
+        oom = how == (0, 9) and rng.random() < 0.3
+        world.tell(worker, ExecutorExited(executor, *how, "", tuple(outputs), oom=oom))
 
     def executor_falls_silent(self, rng: Random) -> None:
         world = self.world

@@ -107,7 +107,7 @@ def test_EX_5_a_task_whose_process_is_killed_again_and_again_without_progress_is
         stand.exit(stand.one(0).executor)
         stand.add_executor("h0")
     failure = stand.failure(job)
-    assert failure.condition == "POISON_TASK" and "POISON_TASK(0, SIGKILL)" in failure.text
+    assert failure.condition == "POISON_TASK" and "POISON_TASK(0, SIGKILL, rss" in failure.text
     assert len(failure.attempts) == 3
 
 

@@ -1,0 +1,148 @@
+"""Tasks that end every process they run in, and tasks that run out of memory: who pays, and what is told."""
+
+import ctypes
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import add
+from pathlib import Path
+
+import psutil
+import pytest
+
+from spark_ft import StorageLevel
+from spark_ft.errors import JobError
+from tests.cluster import faultlib
+
+NUMBERS = 60
+SUMS = [(key, sum(range(key, NUMBERS, 5))) for key in range(5)]
+CGROUP = Path("/sys/fs/cgroup/memory")
+
+
+def fails(call) -> JobError:
+    with pytest.raises(JobError) as caught:
+        call()
+    return caught.value
+
+
+def assert_works(running: faultlib.Running) -> None:
+    pairs = running.sc.parallelize(range(NUMBERS), 4).map(lambda x: (x % 5, x))
+    assert sorted(pairs.reduceByKey(add, 2).collect()) == SUMS
+
+
+@pytest.mark.parametrize("poison", ["SIGSEGV", "SIGKILL"])
+def test_TK_5_a_poison_task_costs_three_processes_the_last_one_alone_and_no_neighbour(start, poison) -> None:
+    running = start("local-cluster[2,1,256]", spark_ft_task_prefetch=2)
+    running.log.wait_for("executor_added", 2)
+
+    def work(index, records):
+        if index == 5:
+            if poison == "SIGSEGV":
+                ctypes.string_at(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return records
+
+    error = fails(running.sc.parallelize(range(24), 12).mapPartitionsWithIndex(work).collect)
+    assert error.getCondition() == "POISON_TASK" and error.partition == 5
+    assert f"POISON_TASK(5, {poison}, rss peak " in str(error)
+    deaths = len(running.log.of("executor_lost"))
+    # Whoever sends a SIGKILL cannot be told: while others get on, it is no proof (EX-5).
+    assert deaths == 3 if poison == "SIGSEGV" else 3 <= deaths <= 14
+    assert running.starts("result")[5] == deaths
+    quarantines = running.log.of("quarantine", partition=5, room="ALONE")
+    for quarantine in quarantines:
+        there = {
+            event["partition"] for event in running.log.of("task_start", executor=quarantine["executor"])
+        }
+        assert there == {5}, "it had neighbours in quarantine"
+    last = running.log.of("task_start", partition=5)[-1]["executor"]
+    assert last == quarantines[-1]["executor"]
+    faultlib.assert_r1(running.events())
+    assert {event["partition"] for event in running.log.of("task_end", blame="task")} <= {5}
+    assert_works(running)
+
+
+@contextmanager
+def memory_limit(running: faultlib.Running, limit_bytes: int) -> Iterator[None]:
+    """A cgroup around the only worker and all that it starts."""
+    group = CGROUP / f"spark-ft-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(limit_bytes))
+        (worker,) = running.log.of("worker_added")
+        for process in [
+            psutil.Process(worker["pid"]),
+            *psutil.Process(worker["pid"]).children(recursive=True),
+        ]:
+            (group / "cgroup.procs").write_text(str(process.pid))
+        yield
+    finally:
+        running.stop()
+        faultlib.wait_until(lambda: not (group / "cgroup.procs").read_text(), what="an empty cgroup")
+        group.rmdir()
+
+
+@pytest.mark.skipif(not os.access(CGROUP / "cgroup.procs", os.W_OK), reason="makes a memory cgroup")
+def test_MEM_1_a_task_that_the_kernel_kills_for_memory_is_told_apart_and_ends_with_its_peak(start) -> None:
+    running = start("local[2]")
+    running.log.wait_for("executor_added", 2)
+
+    def work(index, records):
+        held = []
+        while index == 2:
+            held.append(bytearray(os.urandom(1 << 20)) * 16)
+        return records
+
+    with memory_limit(running, 700 << 20):
+        error = fails(running.sc.parallelize(range(8), 4).mapPartitionsWithIndex(work).collect)
+        assert error.getCondition() == "TASK_OUT_OF_MEMORY" and error.partition == 2
+        peak = int(str(error).partition("rss peak ")[2].partition(" MiB")[0])
+        assert 200 <= peak <= 800
+        rooms = [event["room"] for event in running.log.of("quarantine")]
+        assert rooms == ["ROOMY", "HOST"]
+        lost = running.log.of("executor_lost")
+        assert len(lost) == 3 and all("for want of memory" in event["why"] for event in lost)
+        assert {place: n for place, n in running.starts("result").items() if n > 1} == {2: 3}
+        assert_works(running)
+
+
+def test_MEM_1_beyond_an_enforced_limit_the_task_fails_by_name_and_its_executor_lives(start) -> None:
+    running = start("local[2]", spark_executor_memory="64m", spark_ft_executor_memory_enforce=True)
+    cached = running.sc.parallelize(range(1000), 2).persist(StorageLevel.MEMORY_ONLY)
+    assert cached.count() == 1000
+
+    def work(index, records):
+        if index == 1:
+            return [len(bytearray(2 << 30))]
+        return records
+
+    error = fails(running.sc.parallelize(range(8), 4).mapPartitionsWithIndex(work).collect)
+    assert error.getCondition() == "TASK_OUT_OF_MEMORY" and "limit 64 MiB" in str(error)
+    assert "MemoryError" in str(error) and "in work" in str(error)
+    assert running.starts("result")[1] - 1 == 3
+    lost = [event["why"] for event in running.log.of("executor_lost")]
+    assert len(lost) <= 1, f"only the fresh process for the last attempt: {lost}"
+    assert cached.sum() == sum(range(1000)), "what was dropped from the cache is computed again"
+    assert_works(running)
+
+
+def test_MEM_1_an_attempt_that_has_room_goes_on(start, tmp_path) -> None:
+    running = start("local[2]")
+
+    def work(index, records):
+        if index == 1:
+            try:
+                os.close(os.open(tmp_path / "once", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return records
+            raise MemoryError
+        return records
+
+    numbers = running.sc.parallelize(range(NUMBERS), 6).mapPartitionsWithIndex(work)
+    assert numbers.collect() == list(range(NUMBERS)), (
+        "though local[2] retries nothing that a task is blamed for"
+    )
+    assert running.starts("result") == Counter(range(6)) + Counter([1])
+    assert [event["room"] for event in running.log.of("quarantine")] == ["ROOMY"]
