@@ -51,6 +51,7 @@ _NETWORK_FILE_SYSTEMS = {
     "9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "gpfs",
     "lustre", "nfs", "nfs4", "ocfs2", "smb3",
 }  # fmt: skip
+_READERS_WAIT_S = 30.0  # for a reader slot
 _SLACK_BYTES = 1 << 20  # of pages beside the values themselves
 _FULL_ERRNOS = ("No space left", "quota exceeded", "File too large")
 
@@ -83,21 +84,31 @@ class Segment:
 
         Raises BlockCorrupt when the tree is damaged in a way that LMDB notices.
         """
-        with self._lock:  # a kill here is no harm: what is unwound is a reader
-            for last in (False, True):
+
+        def use(txn: Any) -> T:
+            failpoints.hit("store.read")
+            return visit(txn.get)
+
+        return self._reading(True, use)
+
+    def _reading(self, views: bool, use: Callable[[Any], T]) -> T:
+        """``use(transaction)``, once there is a reader slot for it."""
+        waited_s = 0.0
+        while True:
+            with self._lock:  # a kill here is no harm: what is unwound is a reader
                 try:
-                    with self._open_env().begin(buffers=True) as txn:
-                        failpoints.hit("store.read")
-                        return visit(txn.get)
-                except lmdb.ReadersFullError:  # slots of killed processes: clear them, once
-                    if last:
-                        raise StorageError(
-                            f"all {MAX_READERS} reader slots of {self.path} are taken"
-                        ) from None
-                    self._open_env().reader_check()
+                    with self._begin(views) as txn:
+                        return use(txn)
+                except lmdb.ReadersFullError:
+                    freed = self._open_env().reader_check()  # slots of killed processes
                 except lmdb.Error as error:
                     raise _unreadable(error, self.path) from None
-        raise AssertionError("unreachable")
+            if not freed:
+                waited_s += _wait_for_slot(self.path, waited_s)
+
+    def _begin(self, views: bool) -> Any:
+        environment = self._open_env()
+        return environment.begin(buffers=True) if views else environment.begin(buffers=False)
 
     def get(self, key: bytes) -> bytes | None:
         """A copy of one value."""
@@ -110,12 +121,7 @@ class Segment:
 
     def keys(self, prefix: bytes) -> list[bytes]:
         """All keys that begin with ``prefix``, in order; touches no large value."""
-        with self._lock:
-            try:
-                with self._open_env().begin(buffers=False) as txn:
-                    return list(_keys(txn, prefix))
-            except lmdb.Error as error:
-                raise _unreadable(error, self.path) from None
+        return self._reading(False, lambda txn: list(_keys(txn, prefix)))
 
     # --- Writing (the store's own process) ---
 
@@ -156,6 +162,17 @@ class Segment:
             except lmdb.Error as error:
                 raise StorageError(f"{self.path}: {error}") from None
 
+    def free_dead_readers(self) -> None:
+        """As ``reader_check``, unless the segment is in use just now."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._env is not None:
+                    self._env.reader_check()
+            except lmdb.Error:
+                return  # damaged: whoever reads from it will say so
+            finally:
+                self._lock.release()
+
     def compact_to(self, directory: Path) -> None:
         """Copy what is live into a new environment in ``directory``."""
         directory.mkdir(parents=True, exist_ok=True)
@@ -192,6 +209,16 @@ class Segment:
         _abandoned[self.inode] = self._env
         self._env = None
         self._lock = threading.RLock()
+
+
+def _wait_for_slot(path: Path, waited_s: float) -> float:
+    """All reader slots are taken by the living, who hold none for long (ST-4): a little later, then.
+    Answers how long it was; StorageError when it has been too long already."""
+    if waited_s >= _READERS_WAIT_S:
+        raise StorageError(f"all reader slots of {path} were taken for {waited_s:.0f} s")
+    pause_s = min(0.25, 0.01 + waited_s / 4)
+    threading.Event().wait(pause_s)
+    return pause_s
 
 
 def _keys(txn: Any, prefix: bytes) -> Iterable[bytes]:
@@ -298,10 +325,13 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def sweep() -> None:
-    """Close what was opened for reading and has been unlinked or replaced since: its space comes free."""
+    """Close what was opened for reading and has been unlinked or replaced since: its space comes free.
+    In what we write, free the slots of dead readers: whoever finds all taken cannot even open it (ST-4)."""
     with _registry.lock:
         for segment in list(_registry.by_inode.values()):
-            if not segment.writable and _inode(segment.path) != segment.inode:
+            if segment.writable:
+                segment.free_dead_readers()
+            elif _inode(segment.path) != segment.inode:
                 segment.close()
 
 
@@ -368,6 +398,15 @@ def open_segment(path: Path) -> Segment:
     gone: what is read from it is verified anyhow.  Raises BlockMissing when there is no such
     segment, BlockCorrupt when its file is damaged, StorageError (STORE_FORMAT) when it is another version's.
     """
+    waited_s = 0.0
+    while True:
+        try:
+            return _open_segment(path)
+        except lmdb.ReadersFullError:  # opening takes a slot for a moment; its writer frees those of the dead
+            waited_s += _wait_for_slot(path, waited_s)
+
+
+def _open_segment(path: Path) -> Segment:
     with whole(), _registry.lock:
         known = _registry.by_path.get(str(path))
         if known is not None and known.is_open:
@@ -405,6 +444,8 @@ def _open_readonly(path: Path, map_bytes: int) -> lmdb.Environment:
             max_readers=MAX_READERS,
             max_spare_txns=2,
         )
+    except lmdb.ReadersFullError:
+        raise
     except lmdb.Error as error:
         raise _unreadable(error, path) from None
 

@@ -11,16 +11,19 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from operator import add
 from pathlib import Path
 
 import lmdb
 import psutil
 import pytest
 
+from chaos.nemesis import resources
+from chaos.nemesis.disk import segments
 from spark_ft import StorageLevel, failpoints
 from spark_ft.errors import JobError
 from tests.cluster import faultlib, writer_kills
-from tests.cluster.faultlib import Action, wait_until
+from tests.cluster.faultlib import Action, Gate, wait_until
 
 MIB = 1 << 20
 
@@ -220,6 +223,35 @@ def test_ST_2_what_is_dropped_gives_its_segments_back(what, start) -> None:
 
 
 # --- ST-5: a dead reader ------------------------------------------------------------------------------
+
+
+# --- ST-4: reader slots ---------------------------------------------------------------------------
+
+
+def test_ST_4_when_all_reader_slots_are_taken_readers_wait_and_no_task_fails(start, tmp_path) -> None:
+    running, gate = start("local-cluster[2,1,256]"), Gate(tmp_path / "gate")
+    running.log.wait_for("executor_added", 2)
+    numbers = running.sc.parallelize(range(400), 4).mapPartitionsWithIndex(gate.share(2))
+    sums = numbers.map(lambda x: (x % 5, x)).reduceByKey(add, 2)
+    action = Action(lambda: sorted(sums.mapPartitionsWithIndex(gate.hold).collect()))
+    wait_until(lambda: gate.waiting() == 2, what="two reducers")
+    stores = sorted((running.sc._driver.scratch / "hosts").glob("*/stores/executor-*"))
+    assert len(stores) == 2
+    active = [str(segments(store)[-1].parent) for store in stores]
+    holders = [resources.helper("hold-readers", segment, life_s=20) for segment in active]
+    try:
+        taken = [int(holder.stdout.readline()) for holder in holders]
+        assert min(taken) > 400, f"{taken} slots were had"
+        gate.open()
+        until_s = time.monotonic() + 1.0
+        wait_until(lambda: time.monotonic() > until_s)
+        assert not running.log.of("task_end", reason="Success", kind="result"), "somebody has read"
+    finally:
+        for holder in holders:
+            resources.end(holder)  # killed: its slots are free for whoever looks
+    assert action.result() == [(key, sum(range(key, 400, 5))) for key in range(5)]
+    assert [e["text"][-300:] for e in running.log.of("task_end") if faultlib.reason(e) != "Success"] == []
+    faultlib.assert_r0(running.events())
 
 
 def reader_pids(segment: Path) -> set[int]:
