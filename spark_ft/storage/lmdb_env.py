@@ -73,6 +73,7 @@ class Segment:
     def __init__(self, path: Path, env: lmdb.Environment, inode: tuple[int, int], writable: bool) -> None:
         self.path = path
         self.inode = inode
+        self.lock_inode = _inode(path, _LOCK)
         self.writable = writable
         self._env: lmdb.Environment | None = env
         self._lock = threading.RLock()
@@ -299,12 +300,23 @@ class _Registry:
         for path in [path for path, known in self.by_path.items() if known is segment]:
             del self.by_path[path]
 
+    def readers(self) -> list[Segment]:
+        return [segment for segment in self.by_inode.values() if not segment.writable]
+
+    def part_with_namesakes(self, path: Path) -> None:
+        """py-lmdb knows what is open by the inodes of both files, but of a closed segment we hold the data
+        alone: once it is unlinked, the inode of its lock file may be that of another one's."""
+        lock_inode = _inode(path, _LOCK)
+        for segment in self.readers() if lock_inode is not None else ():
+            if segment.lock_inode == lock_inode:
+                segment.close()
+
     def make_room(self) -> None:
         """Before another open: now and then look for unlinked files, and never hold too many."""
         self.opens += 1
         if self.opens % 64 == 0:
             sweep()
-        readers = [segment for segment in self.by_inode.values() if not segment.writable]
+        readers = self.readers()
         for segment in readers[: max(0, len(readers) - OPEN_SEGMENTS_MAX + 1)]:
             segment.close()
 
@@ -422,6 +434,7 @@ def _open_segment(path: Path) -> Segment:
             raise StorageError(f"{path} was opened by the process this one was forked from", "STORE_IN_USE")
         map_bytes = _checked_map_bytes(path)
         _registry.make_room()
+        _registry.part_with_namesakes(path)
         segment = Segment(path, _open_readonly(path, map_bytes), inode, writable=False)
         _registry.add(segment)
         try:
@@ -491,9 +504,9 @@ def os_error(error: OSError, path: Path, needed_bytes: int = 0) -> StorageError:
     return StorageError(f"{path}: {error}", "STORE_NOT_WRITABLE")
 
 
-def _inode(path: Path) -> tuple[int, int] | None:
+def _inode(path: Path, name: str = _DATA) -> tuple[int, int] | None:
     try:
-        status = os.stat(path / _DATA)
+        status = os.stat(path / name)
     except OSError:
         return None
     return status.st_dev, status.st_ino

@@ -1,6 +1,7 @@
 """The environment behind a store: one opener, no use after fork, refusals instead of crashes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -207,3 +208,20 @@ def test_MEM_6_no_room_to_map_a_file_is_no_damage_of_the_file(tmp_path: Path) ->
     lines = told.stdout.splitlines()
     assert len(lines) == 2 and lines[0].startswith("no memory:"), told.stdout + told.stderr
     assert lines[1] == "b'value'"
+
+
+def test_a_segment_may_have_the_lock_inode_of_one_that_is_unlinked_but_still_read(tmp_path: Path) -> None:
+    def closed(name: str) -> Path:
+        made = lmdb_env.create_segment(tmp_path / name, 1 << 20, sync=False)
+        made.write([(b"k", name.encode())])
+        made.close()
+        lmdb_env.mark_closed(made.path)
+        return made.path
+
+    old = closed("old")
+    assert lmdb_env.open_segment(old).get(b"k") == b"old"
+    os.link(old / "lock.mdb", tmp_path / "kept")  # or its inode might go to anybody
+    shutil.rmtree(old)
+    new = closed("new")
+    os.replace(tmp_path / "kept", new / "lock.mdb")
+    assert lmdb_env.open_segment(new).get(b"k") == b"new"
