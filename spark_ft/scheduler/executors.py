@@ -288,11 +288,7 @@ class Executors:
                 continue
             if executor.gone_s is not None and executor.silent_s(now_s) > limit_s:
                 yield executor, "its link is gone and its worker told of no exit"
-            elif (
-                executor.stopped_s is not None
-                and now_s - executor.stopped_s > limit_s
-                and executor.silent_s(now_s) > limit_s  # else it goes on, and its worker could not say so
-            ):
+            elif executor.stopped_s is not None and now_s - executor.stopped_s > limit_s:
                 yield executor, "it was stopped for too long"
             elif executor.cut:
                 yield executor, executor.cut
