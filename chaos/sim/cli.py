@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from chaos.sim.clock import cpu_s
-from chaos.sim.run import STEPS_MAX, Outcome, Violation, simulate
+from chaos.sim.run import STEPS_MAX, Outcome, Violation
+from chaos.sim.scenarios import SCENARIOS
 from chaos.sim.shrink import shrink
 
 _CHUNK = 50  # seeds that one task of a pool plays
@@ -72,6 +73,7 @@ class Sums:
             f"healing seconds  {_spread(self.healing_s)}",
             f"jobs             {_counts(self.jobs)}",
             f"faults           {_counts(self.faults)}",
+            f"recoveries       {_counts(Counter({mark: self.marks[mark] for mark in _RECOVERIES}))}",
         ]
         return "\n".join(lines)
 
@@ -84,6 +86,12 @@ def _spread(numbers: list[int] | list[float]) -> str:
     return "  ".join(f"{name} {number:.0f}" for name, number in at.items())
 
 
+# Notes of the driver that tell of recoveries.
+_RECOVERIES = (
+    "executor_lost", "worker_lost", "output_lost", "output_adopted", "output_copied", "fetch_failed",
+    "block_lost", "rollback", "results_withdrawn", "result_lost", "speculation", "stalled_task_killed",
+    "store_quarantined", "executor_cut_off", "driver_stalled",
+)  # fmt: skip
 _PARTS = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "most": 1.0}
 
 
@@ -91,29 +99,29 @@ def _counts(counter: Counter[str]) -> str:
     return "  ".join(f"{name} {count}" for name, count in counter.most_common())
 
 
-def play(seeds: Iterable[int], steps_max: int = STEPS_MAX) -> Sums:
+def play(seeds: Iterable[int], steps_max: int = STEPS_MAX, scenario: str = "") -> Sums:
     """Histories one after the other."""
     sums, begun_s = Sums(), cpu_s()
     for seed in seeds:
-        sums.add(simulate(seed, steps_max=steps_max))
+        sums.add(SCENARIOS[scenario](seed, steps_max=steps_max))
     sums.cpu_s = cpu_s() - begun_s
     return sums
 
 
 def play_all(
-    seeds: range, jobs: int = 1, keep_going: bool = False, steps_max: int = STEPS_MAX
+    seeds: range, jobs: int = 1, keep_going: bool = False, steps_max: int = STEPS_MAX, scenario: str = ""
 ) -> Iterator[Sums]:
     """The sums of chunks of ``seeds``, on ``jobs`` cores, in order; up to the first bad one unless told."""
     chunks = [seeds[i : i + _CHUNK] for i in range(0, len(seeds), _CHUNK)]
     if jobs == 1:
         for chunk in chunks:
-            sums = play(chunk, steps_max)
+            sums = play(chunk, steps_max, scenario)
             yield sums
             if sums.violations and not keep_going:
                 return
         return
     with ProcessPoolExecutor(jobs) as pool:
-        for sums in pool.map(partial(play, steps_max=steps_max), chunks):
+        for sums in pool.map(partial(play, steps_max=steps_max, scenario=scenario), chunks):
             yield sums
             if sums.violations and not keep_going:
                 pool.shutdown(cancel_futures=True)
@@ -129,11 +137,11 @@ def seeds_of(text: str) -> range:
     return range(base, base + int(text))
 
 
-def replay_command(seed: int) -> str:
-    return f"python -m chaos sim --seed {seed}"
+def replay_command(seed: int, scenario: str = "") -> str:
+    return f"python -m chaos sim {f'--scenario {scenario} ' if scenario else ''}--seed {seed}"
 
 
-def explain(seed: int, violation: Violation, kept: list[str]) -> str:
+def explain(seed: int, violation: Violation, kept: list[str], scenario: str = "") -> str:
     """A failure as people need it: what, where, the decisions that suffice, and how to see it again."""
     lines = [
         f"VIOLATION of {violation.id} in the history of seed {seed}",
@@ -142,7 +150,7 @@ def explain(seed: int, violation: Violation, kept: list[str]) -> str:
         *([violation.trace] if violation.trace else []),
         f"  decisions that suffice ({len(kept)}):",
         *[f"    {decision}" for decision in kept],
-        f"  again: {replay_command(seed)}",
+        f"  again: {replay_command(seed, scenario)}",
     ]
     return "\n".join(lines)
 
@@ -152,6 +160,9 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser("sim", help="simulate histories of the real cores and check every step")
     parser.add_argument("--seed", type=int, help="play one history and tell it")
     parser.add_argument("--seeds", type=seeds_of, default="1000", help="COUNT fresh seeds, or a range A:B")
+    parser.add_argument(
+        "--scenario", choices=list(SCENARIOS), default="", help="a history told to go one way"
+    )
     parser.add_argument("--steps", type=int, default=STEPS_MAX, help="a history of more has not ended (L1)")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="cores to use")
     parser.add_argument("--log", type=Path, help="with --seed: write the whole history there")
@@ -166,7 +177,7 @@ def sim(given: argparse.Namespace) -> int:
         return _one(given)
     print(f"seeds {given.seeds.start}:{given.seeds.stop}, {given.jobs} core(s)", flush=True)
     whole = Sums()
-    for sums in play_all(given.seeds, given.jobs, given.keep_going, given.steps):
+    for sums in play_all(given.seeds, given.jobs, given.keep_going, given.steps, given.scenario):
         whole.join(sums)
     print(whole.text())
     told: set[str] = set()
@@ -180,13 +191,13 @@ def sim(given: argparse.Namespace) -> int:
 
 
 def _explained(given: argparse.Namespace, seed: int, violation: Violation) -> str:
-    play_again = partial(simulate, seed, steps_max=given.steps)
+    play_again = partial(SCENARIOS[given.scenario], seed, steps_max=given.steps)
     kept = play_again().decisions if given.no_shrink else shrink(play_again, violation.id)
-    return explain(seed, violation, [str(decision) for decision in kept])
+    return explain(seed, violation, [str(decision) for decision in kept], given.scenario)
 
 
 def _one(given: argparse.Namespace) -> int:
-    outcome = simulate(given.seed, log=True, steps_max=given.steps)
+    outcome = SCENARIOS[given.scenario](given.seed, log=True, steps_max=given.steps)
     if given.log is not None:
         given.log.write_text("\n".join(outcome.log) + "\n")
     for decision in outcome.decisions:

@@ -267,6 +267,9 @@ class Executor(Process):
         if run.ended:
             return
         world = self.world
+        if world.gate is not None and world.gate(run):
+            self.own(0.05, self._read, run)
+            return
         match run.fate:
             case "":
                 pass

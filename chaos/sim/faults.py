@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
 from chaos.sim.executor import Executor
-from chaos.sim.network import ALIVE, DEAD, STOPPED, Noise, Process
+from chaos.sim.network import ALIVE, DEAD, Noise, Process
 from chaos.sim.options import Options
-from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId, TaskId
+from spark_ft.ids import HostId, NodeId, ShuffleId, TaskId
 from spark_ft.protocol.effects import Received
-from spark_ft.protocol.messages import ExecutorHello, Success, TaskEnd, TaskUpdates
+from spark_ft.protocol.messages import Success, TaskEnd, TaskUpdates
 
 if TYPE_CHECKING:
     from chaos.sim.world import World
@@ -127,6 +127,8 @@ class Nemesis:
 
     def _submit(self, rng: Random) -> bool:
         world = self.world
+        if not world.programs:
+            return False
         number = rng.randrange(len(world.programs))
         nodes = world.programs[number]
         if number in self._closed_programs or world.driver.state == DEAD:
@@ -258,18 +260,9 @@ class Nemesis:
             self.world.clock.after(seconds, lambda _, process=process: process.resume())
         return bool(found)
 
-    def _end_host(self, host: HostId) -> bool:
-        found = [p for p in self.world.network.processes.values() if p.machine == host]
-        worker = self.world.workers[host]
-        self.world.worker_died(worker)
-        for process in found:
-            if isinstance(process, Executor):
-                process.end(0, 9)
-        return bool(found)
-
     def _reboot_host(self, rng: Random) -> bool:
         host = self._host(rng)
-        ended = self._end_host(host)
+        ended = self.world.end_host(host)
         world = self.world
         torn = world.disk(host).lose_power(rng, world.clock.now_s, world.options.flush_s)
         if torn:
@@ -277,10 +270,7 @@ class Nemesis:
         return ended
 
     def _lose_host(self, rng: Random) -> bool:
-        host = self._host(rng)
-        ended = self._end_host(host)
-        self.world.disk(host).stores.clear()
-        return ended
+        return self.world.lose_host(self._host(rng))
 
     def _bad_starts(self, rng: Random) -> bool:
         self.world.bad_starts_until[self._host(rng)] = self.world.clock.now_s + rng.choice([1.0, 5.0, 60.0])
@@ -516,11 +506,3 @@ class Nemesis:
             return False
         executor.evict(None)
         return True
-
-
-def without(decisions: list[Decision], numbers: set[int]) -> list[Decision]:
-    """All but these."""
-    return [replace(d) for d in decisions if d.number not in numbers]
-
-
-__all__ = ["DEAD", "STOPPED", "Decision", "ExecutorHello", "Incarnation", "Nemesis", "plan", "without"]

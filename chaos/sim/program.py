@@ -72,6 +72,7 @@ class Lineage:
     poison: dict[tuple[NodeId, int], str] = field(
         default_factory=dict
     )  # partitions that always fail, and how
+    sizes: dict[NodeId, int] = field(default_factory=dict)  # rows of each partition of a source
     disk_only: set[NodeId] = field(default_factory=set)
     spills: set[NodeId] = field(default_factory=set)  # evicted to disk
 
@@ -112,6 +113,10 @@ class Lineage:
                 stack.append(self.shuffles[shuffle].parent)
         return LineageShape(target, nodes, shuffles)
 
+    def size_of(self, source: NodeId, partition: int) -> int:
+        """Rows of a partition that is not computed from others."""
+        return self.sizes.get(source, 100 + 7 * partition + source)
+
     # --- The truth ---
 
     def compute(
@@ -151,7 +156,7 @@ class Lineage:
                 rows += below.rows
                 provenance = joined(provenance, below.provenance)
         if not node.shuffles and not node.narrow:
-            rows = 100 + 7 * partition + id
+            rows = self.size_of(id, partition)
         content = known[key] = Content(hash(tuple(parts)), rows, provenance)
         if fresh is not None and node.persisted:
             fresh[key] = content
@@ -204,7 +209,7 @@ class Lineage:
             if below:
                 total[id] = sum(total[parent] for parent in below)
             else:
-                total[id] = sum(100 + 7 * p + id for p in range(node.partition_count))
+                total[id] = sum(self.size_of(id, p) for p in range(node.partition_count))
             order.append(id)
         return total[target]
 

@@ -53,6 +53,7 @@ class World:
         self.disks: dict[HostId, Disk] = {}
         self.contents: dict[TaskId, Content] = {}  # what each attempt has computed
         self.traps: dict[str, list[Callable[[Process | None], None]]] = {}
+        self.gate: Callable[[Run], bool] | None = None  # whether an attempt has to wait before it reads
         self.fates: list[str] = []  # of the tasks that begin next
         self.deaths: Counter[tuple[int, int]] = Counter()  # (stage, partition): processes that ended under it
         self.own_deaths: Counter[tuple[int, int]] = Counter()  # … by its own doing
@@ -151,6 +152,21 @@ class World:
             self.clock.after(0.001, lambda _, executor=executor: executor.end(72, 0))
         delay_s = 0.5 if self.options.watched else 3.0
         self.clock.after(delay_s, self._replace_worker, worker.host)
+
+    def end_host(self, host: HostId) -> bool:
+        """All its processes end at once; whether there were any."""
+        found = [process for process in self.network.processes.values() if process.machine == host]
+        self.worker_died(self.workers[host])
+        for process in found:
+            if isinstance(process, Executor):
+                process.end(0, 9)
+        return bool(found)
+
+    def lose_host(self, host: HostId) -> bool:
+        """… and its disks are gone."""
+        ended = self.end_host(host)
+        self.disk(host).stores.clear()
+        return ended
 
     def _replace_worker(self, host: HostId) -> None:
         if self.driver.state != DEAD:
