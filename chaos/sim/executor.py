@@ -8,14 +8,15 @@ RunTask -> queue -> slot: reads ──────> computes ──> keeps, comm
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, assert_never
 
 from chaos.sim.disk import Block, Output
 from chaos.sim.network import DEAD, Process
-from chaos.sim.program import Content, Outputs
+from chaos.sim.program import Content, Key, Outputs
 from spark_ft.executor.core import ExecutorCore
-from spark_ft.ids import Generation, HostId, Incarnation, NodeId, ShuffleId, TaskId
+from spark_ft.ids import Generation, HostId, Incarnation, ShuffleId, TaskId
 from spark_ft.protocol.effects import (
     Copy,
     CopyEnded,
@@ -57,8 +58,6 @@ from spark_ft.protocol.messages import (
 if TYPE_CHECKING:
     from chaos.sim.worker import Worker
     from chaos.sim.world import World
-
-Key = tuple[NodeId, int]
 
 
 class UnreadableError(Exception):
@@ -323,9 +322,11 @@ class Executor(Process):
         def read(shuffle: ShuffleId) -> Outputs:
             return self._fetch(run, shuffle)
 
-        return lineage.compute(
-            (self.world.root_of(run.of.launch), run.launch.partition), read, held, run.fresh
-        )
+        def chance(key: Key) -> int:
+            return self.world.draw(8, hash((run.launch.task, key)) & 0xFFFFFFFF) | 1
+
+        target = self.world.root_of(run.of.launch), run.launch.partition
+        return lineage.compute(target, read, held, run.fresh, chance=chance)
 
     def _fetch(self, run: Run, shuffle: ShuffleId) -> Outputs:
         outputs = run.outputs.get(shuffle)
@@ -438,12 +439,12 @@ class Executor(Process):
                 continue
             if key[0] in self.world.lineage.disk_only:
                 if not full:
-                    self._store(run, key, content)
+                    self._store(run, key, content, content.value & 0xFFFFFFFF | 1)
                 continue
             if len(self.memory) >= self.world.options.memory:
                 self.evict(run, full)
             self.memory[key] = content
-            run.cached.append(CachedBlock(key[0], key[1], 1))
+            run.cached.append(CachedBlock(key[0], key[1], 1, checksum=content.value & 0xFFFFFFFF | 1))
         run.fresh = {}
 
     def evict(self, run: Run | None, full: bool = False) -> None:
@@ -456,10 +457,10 @@ class Executor(Process):
             if key[0] in self.world.lineage.spills and not full:
                 self._store(run, key, content)
 
-    def _store(self, run: Run, key: Key, content: Content) -> None:
+    def _store(self, run: Run, key: Key, content: Content, checksum: int = 0) -> None:
         name = b"rdd%d.%d.%d" % (key[0], key[1], run.launch.task)
         self.world.disk(self.host).store(self.me).blocks[name] = Block(content, self.world.clock.now_s)
-        run.cached.append(self._block(key, name, content))
+        run.cached.append(replace(self._block(key, name, content), checksum=checksum))
 
 
 def _node_of(name: bytes) -> int:

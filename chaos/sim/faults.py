@@ -393,6 +393,18 @@ class Nemesis:
 
     # --- Disks ---
 
+    def _later(self, kind: str, again: Callable[[Random], bool], rng: Random) -> None:
+        """There is nothing to break yet: it is broken a moment after the next commit."""
+        draw, delay_s = rng.getrandbits(32), rng.choice([0.01, 0.2, 1.0])
+
+        def strike(_: None) -> None:
+            (self.took if again(Random(draw)) else self.idle)[kind] += 1
+
+        def wait(_: Process | None) -> None:
+            self.world.clock.after(delay_s, strike)
+
+        self.world.traps.setdefault("commit", []).append(wait)
+
     def _damage(self, rng: Random, how: str) -> bool:
         """An output that the driver counts on is lost, or turns bad."""
         world = self.world
@@ -415,14 +427,19 @@ class Nemesis:
             del store.outputs[status.attempt]
         return True
 
-    def _lose_output(self, rng: Random) -> bool:
-        return self._damage(rng, "")
+    def _damage_soon(self, rng: Random, kind: str, how: str) -> bool | None:
+        if self._damage(rng, how):
+            return True
+        return self._later(kind, lambda again: self._damage(again, how), rng)
 
-    def _rot_output(self, rng: Random) -> bool:
-        return self._damage(rng, "corrupt")
+    def _lose_output(self, rng: Random) -> bool | None:
+        return self._damage_soon(rng, "lose_output", "")
 
-    def _tear_output(self, rng: Random) -> bool:
-        return self._damage(rng, "incomplete")
+    def _rot_output(self, rng: Random) -> bool | None:
+        return self._damage_soon(rng, "rot_output", "corrupt")
+
+    def _tear_output(self, rng: Random) -> bool | None:
+        return self._damage_soon(rng, "tear_output", "incomplete")
 
     def _rot_block(self, rng: Random) -> bool:
         """A persisted partition or a stored result turns bad, or is gone."""

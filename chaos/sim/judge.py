@@ -72,9 +72,9 @@ def _explained(world: World, handle: Handle, failure: JobFailure) -> bool:
         case "BLOCK_LOST":
             return blamed >= min(20, settings.max_failures)
         case "INDETERMINATE_OUTPUT_ROLLBACK":
-            return handle.final and not handle.shape.shuffles.keys().isdisjoint(
-                lineage.random | lineage.chatty
-            )
+            shuffles, nodes = handle.shape.shuffles.keys(), handle.shape.nodes.keys()
+            fickle = shuffles & (lineage.random | lineage.chatty) or nodes & lineage.fickle
+            return handle.final and bool(fickle)
         case "NO_RESOURCES":
             empty_s = shadow.empty_longest_s
             if shadow.empty_since_s is not None:

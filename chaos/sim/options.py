@@ -43,6 +43,7 @@ class Options:
     indeterminate: float = 0.3  # share of shuffles whose outputs come out different each time
     chatty: float = 0.1  # share of shuffles whose equal rows have other bytes each time
     persisted: float = 0.25  # share of nodes
+    fickle: float = 0.0  # share of persisted nodes that come out different each time
     replicated: float = 0.0  # share of persisted nodes that are to be on two hosts
     poison: float = 0.0  # chance that a program has a partition that always fails
     stored: float = 0.2  # share of results that are too large for a message
@@ -103,6 +104,7 @@ def draw(rng: Random) -> Options:
         indeterminate=rng.choice([0.0, 0.0, 0.4, 0.8]),
         chatty=rng.choice([0.0, 0.0, 0.3]),
         persisted=rng.choice([0.0, 0.3, 0.5]),
+        fickle=rng.choice([0.0, 0.0, 0.5]),
         replicated=rng.choice([0.0, 0.0, 0.5]),
         poison=rng.choice([0.0, 0.0, 0.0, 0.5]),
         stored=rng.choice([0.0, 0.3]),

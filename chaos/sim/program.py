@@ -1,9 +1,10 @@
 """Programs without functions: a random lineage, and the truth about what each partition of it holds.
 
 A partition's *content* is a value (a hash of where it is and of all it was computed from), a count of rows,
-and its provenance: for every shuffle under it, the values of the map outputs that it was built from.  Two
-contents with other provenance for one shuffle must never meet in one job: that is what a wrong answer of
-an indeterminate program is.  Values of a deterministic program follow from the lineage alone.
+and its provenance: for every shuffle under it, the map outputs that it was built from; for every persisted
+partition that comes out different each time, which of its editions.  Two contents that disagree in their
+provenance must never meet in one job: that is what a wrong answer of an indeterminate program is.  Values
+of a deterministic program follow from the lineage alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from spark_ft.lineage.dependency import Mapping as PartitionMapping
 from spark_ft.lineage.dependency import OneToOne, Span
 from spark_ft.lineage.shape import LineageShape, NarrowShape, NodeShape, ShuffleShape
 
-Provenance = Mapping[ShuffleId, tuple["Content", ...]]
+Key = tuple[NodeId, int]
+Source = ShuffleId | Key  # a shuffle, or a persisted partition that comes out different each time
+Provenance = Mapping[Source, tuple["Content", ...]]
 _NONE: Provenance = {}
 
 
@@ -42,7 +45,7 @@ def joined(ours: Provenance, theirs: Provenance) -> Provenance:
     for shuffle, contents in theirs.items():
         known = both.setdefault(shuffle, contents)
         if known is not contents and [c.value for c in known] != [c.value for c in contents]:
-            raise ViolationError("S6", f"two contents of shuffle {shuffle} meet")
+            raise ViolationError("S6", f"two contents of {shuffle} meet")
     return both
 
 
@@ -68,6 +71,7 @@ class Lineage:
     nodes: dict[NodeId, NodeShape] = field(default_factory=dict)
     shuffles: dict[ShuffleId, ShuffleShape] = field(default_factory=dict)
     random: set[ShuffleId] = field(default_factory=set)  # outputs come out different each time
+    fickle: set[NodeId] = field(default_factory=set)  # persisted, and different each time
     chatty: set[ShuffleId] = field(default_factory=set)  # equal rows, other bytes
     poison: dict[tuple[NodeId, int], str] = field(
         default_factory=dict
@@ -126,9 +130,11 @@ class Lineage:
         held: Callable[[tuple[NodeId, int]], Content | None] | None = None,
         fresh: dict[tuple[NodeId, int], Content] | None = None,
         known: dict[tuple[NodeId, int], Content] | None = None,
+        chance: Callable[[Key], int] | None = None,
     ) -> Content:
         """What one partition holds, computed in one task.  ``read`` gives a shuffle's outputs, ``held`` a
-        persisted partition that is there already; ``fresh`` collects what is to be persisted."""
+        persisted partition that is there already; ``fresh`` collects what is to be persisted; ``chance`` is
+        what a fickle partition comes out as."""
         if known is None:
             known = {}
         found = known.get(key)
@@ -151,13 +157,18 @@ class Lineage:
                 provenance = joined(provenance, output.provenance)
         for narrow in node.narrow:
             for parent in narrow.mapping.parents(partition):
-                below = self.compute((narrow.parent, parent), read, held, fresh, known)
+                below = self.compute((narrow.parent, parent), read, held, fresh, known, chance)
                 parts.append(below.value)
                 rows += below.rows
                 provenance = joined(provenance, below.provenance)
         if not node.shuffles and not node.narrow:
             rows = self.size_of(id, partition)
         content = known[key] = Content(hash(tuple(parts)), rows, provenance)
+        if id in self.fickle:
+            assert chance is not None
+            content.nonce = chance(key)
+            content.value = hash((content.value, content.nonce))
+            content.provenance = joined(provenance, {key: (content,)})
         if fresh is not None and node.persisted:
             fresh[key] = content
         return content
@@ -177,14 +188,23 @@ class Lineage:
                 raise ViolationError("S6", f"an answer was built without shuffle {shuffle}")
             return provenance[shuffle]
 
+        def chance(key: Key) -> int:
+            if key not in provenance:
+                raise ViolationError("S6", f"an answer was built without partition {key}")
+            return provenance[key][0].nonce
+
         known: dict[tuple[NodeId, int], Content] = {}
-        told = self.compute((target, partition), read, known=known)
+        told = self.compute((target, partition), read, known=known, chance=chance)
         if told.value != content.value or told.rows != content.rows:
             raise ViolationError("answer", f"partition {partition} of node {target} is not what it should be")
-        for shuffle, outputs in provenance.items():
-            parent = self.shuffles[shuffle].parent
+        for source, outputs in provenance.items():
+            if isinstance(source, tuple):
+                if self.compute(source, read, known=known, chance=chance).value != outputs[0].value:
+                    raise ViolationError("answer", f"partition {source} is not what its task has kept")
+                continue
+            shuffle, parent = source, self.shuffles[source].parent
             for index, output in enumerate(outputs):
-                below = self.compute((parent, index), read, known=known)
+                below = self.compute((parent, index), read, known=known, chance=chance)
                 if self.output(shuffle, below, output.nonce).value != output.value:
                     raise ViolationError(
                         "answer", f"output {index} of shuffle {shuffle} is not its map task's"
@@ -258,7 +278,9 @@ def grow(lineage: Lineage, options: Options, rng: Random) -> range:
         id = lineage.add(
             count, narrow, shuffles, preferred, kept, 2 if rng.random() < options.replicated else 1
         )
-        if kept and rng.random() < 0.3:
+        if kept and rng.random() < options.fickle:
+            lineage.fickle.add(id)
+        elif kept and rng.random() < 0.3:
             lineage.disk_only.add(id)
         elif kept and rng.random() < 0.5:
             lineage.spills.add(id)
