@@ -512,9 +512,9 @@ def block(node: int, partition: int, host: str = "h0", store: str = "e0") -> Cac
     return CachedBlock(NodeId(node), partition, 10, BlockRef(HostId(host), store, 0, key))
 
 
-def in_memory(node: int, partition: int) -> CachedBlock:
+def in_memory(node: int, partition: int, checksum: int = 0) -> CachedBlock:
     """A cached partition in the memory of whoever says so."""
-    return CachedBlock(NodeId(node), partition, 10)
+    return CachedBlock(NodeId(node), partition, 10, checksum=checksum)
 
 
 def current_generation(stand: Stand, shuffle: ShuffleId) -> Generation:

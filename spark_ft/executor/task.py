@@ -47,6 +47,7 @@ from spark_ft.settings import Settings
 from spark_ft.shuffle.spill import estimate_bytes, in_batches
 from spark_ft.shuffle.writer import write_map_output
 from spark_ft.storage.blocks import OutputKey
+from spark_ft.storage.digest import Digest
 from spark_ft.storage.memory import Held
 from spark_ft.taskcontext import TaskContext
 
@@ -291,9 +292,10 @@ class _Attempt:
         if not level.useMemory:
             return self._write(node, partition, records)
         batches: deque[list[Any]] = deque()
-        size = 0
+        size, digest = 0, Digest()
         for batch in in_batches(records):
             batches.append(batch)
+            digest.add(batch)
             size += estimate_bytes(batch)
             if not self._make_room(node.id, size):
                 rest = itertools.chain(_drained(batches), records)
@@ -303,7 +305,7 @@ class _Attempt:
             evicted = self._process.memory.put(node.id, partition, held, size, level.useDisk)
         if any((old.node, old.partition) == (node.id, partition) for old in evicted):  # no room after all
             return self._write(node, partition, iter(held)) if level.useDisk else iter(held)
-        self.cached.append(CachedBlock(node.id, partition, size))
+        self.cached.append(CachedBlock(node.id, partition, size, checksum=digest.value()))
         self._let_go(evicted)
         return iter(held)
 
@@ -325,17 +327,23 @@ class _Attempt:
         for old in evicted:
             self.dropped.append((old.node, old.partition))
             if old.use_disk:
-                block = self._store(old.node, old.partition, iter(old.records))
+                block = self._store(old.node, old.partition, in_batches(iter(old.records)))
                 self.cached.append(CachedBlock(old.node, old.partition, block.size_bytes, block))
 
     def _write(self, node: Node, partition: int, records: Iterator[Any]) -> Iterator[Any]:
-        block = self._store(node.id, partition, records)
-        self.cached.append(CachedBlock(node.id, partition, block.size_bytes, block))
+        digest = Digest()
+
+        def seen() -> Iterator[list[Any]]:
+            for batch in in_batches(records):
+                digest.add(batch)
+                yield batch
+
+        block = self._store(node.id, partition, seen())
+        self.cached.append(CachedBlock(node.id, partition, block.size_bytes, block, digest.value()))
         return self._from_disk(block)
 
-    def _store(self, node: NodeId, partition: int, records: Iterator[Any]) -> BlockRef:
-        chunks = (rows.encode(batch) for batch in in_batches(records))
-        return self.env.write_block("rdd", b"%d.%d" % (node, partition), chunks)
+    def _store(self, node: NodeId, partition: int, batches: Iterable[list[Any]]) -> BlockRef:
+        return self.env.write_block("rdd", b"%d.%d" % (node, partition), map(rows.encode, batches))
 
 
 def _drained(batches: deque[list[Any]]) -> Iterator[Any]:

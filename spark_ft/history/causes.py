@@ -191,8 +191,8 @@ class Causes:
 
     def _rollback(self, r: Record) -> None:
         text = (
-            f"shuffle {r['shuffle']} was rolled back to generation {r['generation']}, because output "
-            f"{r['map']} of shuffle {r['cause']} came out different when it was computed again"
+            f"shuffle {r['shuffle']} was rolled back to generation {r['generation']}, because {r['what']} "
+            "came out different when it was computed again"
         )
         for partition in range(r["tasks"]):
             if (r["stage"], partition) in self._begun:

@@ -67,7 +67,7 @@ class Recoveries:
         self._of_host: _Loss | None = None
         self._of_store: _Loss | None = None
         self._of_fetch: dict[int, _Loss] = {}  # by shuffle
-        self._of_rollback: dict[int, _Loss] = {}
+        self._of_rollback: dict[str, _Loss] = {}
 
     def feed(self, record: Record) -> list[Record]:
         handler = _HANDLERS.get(record["event"])
@@ -209,11 +209,11 @@ class Recoveries:
             stage.finished.discard(r["partition"])
 
     def _rollback(self, r: Record, out: list[Record]) -> None:
-        cause = r["cause"]
+        cause = r["what"]
         loss = self._of_rollback.get(cause)
-        if loss is None or r["shuffle"] == cause or loss not in self._losses:
-            text = f"output {r['map']} of shuffle {cause} came out different when it was computed again"
-            loss = self._of_rollback[cause] = _Loss("rollback", text, {"shuffle": cause}, r["t_ms"])
+        if loss is None or r["shuffle"] == r.get("cause") or loss not in self._losses:
+            text = f"{cause} came out different when it was computed again"
+            loss = self._of_rollback[cause] = _Loss("rollback", text, {"shuffle": r["shuffle"]}, r["t_ms"])
         self._undo(loss, r["stage"], range(r["tasks"]), r, out)
 
     def _result_lost(self, r: Record, out: list[Record]) -> None:

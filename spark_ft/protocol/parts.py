@@ -46,12 +46,14 @@ class MapStatus:
 @record
 class CachedBlock:
     """One partition of a persisted node as it is held: in the memory of the executor that says so
-    (``block`` is None), or as a block on disk that the host serves whoever dies."""
+    (``block`` is None), or as a block on disk that the host serves whoever dies.  ``checksum`` is that of
+    its records, below 0 when it cannot be told; 0: it was not computed anew, only moved."""
 
     node: NodeId
     partition: int
     size_bytes: int
     block: BlockRef | None = None
+    checksum: int = 0
 
 
 @record

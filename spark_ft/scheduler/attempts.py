@@ -120,7 +120,7 @@ class Attempts:
         assert attempt.counts and attempt.stage.tasks is not None
         attempt.stage.tasks.ended(attempt)
         self._turn.note("task_killed", task=attempt.task_id, why=reason)
-        if attempt.executor.id in self._executors.live:
+        if attempt.task_id in attempt.executor.running and attempt.executor.id in self._executors.live:
             self._turn.send(attempt.executor.id, KillTask(attempt.task_id, reason))
             self.killing[attempt.task_id] = attempt, self._turn.now_s + _KILL_ANSWER_S
 

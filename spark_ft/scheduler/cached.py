@@ -4,6 +4,8 @@ Invariants
   * memory holdings name live executors; disk holdings name hosts that are not lost (S7).
   * only tracked nodes are held; a node that was unpersisted, or rolled back, holds nothing.
   * the two indices, by partition and by executor, mirror each other (S28).
+  * all copies of a partition have the checksum recorded for it, which outlives them: what is computed again
+    after a loss is compared with it (BL-12; the caller sees to it with ``differs``).
 """
 
 from __future__ import annotations
@@ -33,15 +35,18 @@ class CachedBlocks:
     def __init__(self) -> None:
         self.held: dict[NodeId, dict[int, Holding]] = {}
         self.of_executor: dict[Incarnation, set[Key]] = {}
-        self.under: dict[NodeId, set[ShuffleId]] = {}  # what a tracked node's partitions may be built from
+        self._trees: dict[NodeId, StageTree] = {}  # in which a tracked node was met
+        self._below: dict[NodeId, tuple[set[ShuffleId], set[NodeId]]] = {}  # found out when it is asked for
+        self.checksums: dict[Key, int] = {}
+        self.indeterminate: set[NodeId] = set()  # came out different once: tasks go where their copy is
         self.replication: dict[NodeId, int] = {}  # on how many hosts, of tracked nodes that want several
         self.disk_count = 0  # holdings on disk: while there is none, launches need not look for any
 
-    def track(self, nodes: Iterable[NodeId], shuffles: Iterable[ShuffleId]) -> None:
-        """From now on these nodes' partitions may be held, built from these shuffles at most."""
-        for node in nodes:
+    def track(self, tree: StageTree) -> None:
+        """From now on this tree's persisted nodes may be held."""
+        for node in tree.persisted:
             self.held.setdefault(node, {})
-            self.under.setdefault(node, set()).update(shuffles)
+            self._trees.setdefault(node, tree)
 
     def tracks(self, node: NodeId) -> bool:
         return node in self.held
@@ -56,12 +61,23 @@ class CachedBlocks:
     def add(self, executor: Incarnation, block: CachedBlock) -> None:
         """``executor`` has it in memory, or has written it to disk.  Reported twice changes nothing."""
         holding = self.held[block.node].setdefault(block.partition, Holding())
+        if block.checksum:
+            self.checksums[block.node, block.partition] = block.checksum
         if block.block is None:
             holding.memory[executor] = block.size_bytes
             self.of_executor.setdefault(executor, set()).add((block.node, block.partition))
         else:
             self.disk_count += block.block.host not in holding.disk
             holding.disk[block.block.host] = block
+
+    def differs(self, block: CachedBlock) -> bool:
+        """Whether what was computed is not proved the same as what was held before."""
+        known = self.checksums.get((block.node, block.partition))
+        return bool(block.checksum) and known is not None and (known < 0 or block.checksum != known)
+
+    def is_held_by_others(self, key: Key, executor: Incarnation) -> bool:
+        holding = self.holding(*key)
+        return holding is not None and bool(holding.disk or holding.memory.keys() - {executor})
 
     def drop_memory(self, executor: Incarnation, key: Key) -> bool:
         """It is not in this executor's memory any more; false when it was not known to be."""
@@ -112,21 +128,37 @@ class CachedBlocks:
                     del self.of_executor[executor]
         had = bool(partitions)
         if forget:
-            del self.held[node]
-            del self.under[node]
+            for key in [key for key in self.checksums if key[0] == node]:
+                del self.checksums[key]
+            del self.held[node], self._trees[node]
+            self._below.pop(node, None)
+            self.indeterminate.discard(node)
             self.replication.pop(node, None)
         else:
             self.held[node] = {}
         return had
 
     def standing_on(self, shuffle: ShuffleId) -> list[NodeId]:
-        """Nodes whose partitions, known or not told of yet, may be built from this shuffle."""
-        return [node for node, under in self.under.items() if shuffle in under]
+        """Nodes whose partitions, known or not told of yet, are built from this shuffle."""
+        return [node for node in self.held if shuffle in self._reach(node)[0]]
 
-    def forget_source(self, shuffle: ShuffleId) -> None:
-        """The shuffle is gone for good: it can never be rolled back again."""
-        for under in self.under.values():
-            under.discard(shuffle)
+    def above(self, node: NodeId) -> list[NodeId]:
+        """Tracked nodes whose partitions are built from those of ``node``, with no shuffle between."""
+        return [other for other in self.held if other != node and node in self._reach(other)[1]]
+
+    def _reach(self, node: NodeId) -> tuple[set[ShuffleId], set[NodeId]]:
+        """The shuffles and the nodes that are under ``node`` in one task; linear in them, once."""
+        found = self._below.get(node)
+        if found is None:
+            nodes, shuffles, seen, stack = self._trees[node].nodes, set[ShuffleId](), {node}, [node]
+            while stack:
+                shape = nodes[stack.pop()]
+                shuffles.update(shape.shuffles)
+                below = {dependency.parent for dependency in shape.narrow} - seen
+                seen |= below
+                stack.extend(below)
+            found = self._below[node] = shuffles, seen
+        return found
 
     def _drop_disk_where(self, gone: Callable[[BlockRef], bool]) -> list[Key]:
         lost: list[Key] = []
@@ -203,6 +235,23 @@ def survey(
             found.hosts = node.preferred.get(key[1], ())
         stack.extend((dependency.parent, parent) for dependency, parent in served(node.narrow, key[1]))
     return found
+
+
+def rests_on(tree: StageTree, partition: int, key: Key) -> bool:
+    """Whether a task at ``partition`` of this tree needs that partition of a persisted node."""
+    if key[0] not in tree.persisted:
+        return False
+    seen = {(tree.root, partition)}
+    stack = [(tree.root, partition)]
+    while stack:
+        at = stack.pop()
+        if at == key:
+            return True
+        for dependency, parent in served(tree.nodes[at[0]].narrow, at[1]):
+            if (below := (dependency.parent, parent)) not in seen:
+                seen.add(below)
+                stack.append(below)
+    return False
 
 
 def common(holdings: Sequence[Holding]) -> list[Incarnation]:

@@ -207,7 +207,7 @@ class Dag:
             partitions: Iterable[int] = sorted(job.partitions - job.delivered)
         else:
             partitions = self._outputs[stage.shuffle].lacking()
-        self._blocks.track(stage.tree.persisted, stage.tree.parents)
+        self._blocks.track(stage.tree)
         for node in stage.tree.persisted:
             if stage.tree.nodes[node].replication > 1:
                 self._blocks.replication[node] = stage.tree.nodes[node].replication
@@ -375,7 +375,10 @@ class Dag:
             if not near:
                 hosts = [host for host in found.places or found.hosts if host in self._executors.on_host]
             if near or hosts:
-                stage.tasks.enqueue(task, near, hosts, self._turn.now_s + self._settings.locality_wait_s)
+                until_s: float | None = self._turn.now_s + self._settings.locality_wait_s
+                if near and not self._blocks.indeterminate.isdisjoint(tree.persisted):
+                    until_s = None  # computed elsewhere it would be another one (BL-12)
+                stage.tasks.enqueue(task, near, hosts, until_s)
                 return
         stage.tasks.enqueue(task)
 

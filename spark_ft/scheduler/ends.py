@@ -106,7 +106,7 @@ class Ends:
         self._attempts.free(
             attempt, type(reason).__name__, _blame(reason), end.run_s, end.record_count, _text(reason)
         )
-        self._learn_cached(attempt, end)
+        usable = self._learn_cached(attempt, end) and self._is_current(attempt)
         if not attempt.counts:
             self._turn.note("ended_after_kill", task=end.task, reason=type(reason).__name__)
             written = reason.output if isinstance(reason, Success) else None
@@ -116,7 +116,7 @@ class Ends:
             return
         tasks = attempt.stage.tasks
         assert tasks is not None
-        if isinstance(reason, Success):
+        if usable and isinstance(reason, Success):
             self._succeeded(attempt, reason, end.accums)
             return
         tasks.ended(attempt)
@@ -139,39 +139,60 @@ class Ends:
                 self._host_failed(attempt, reason)
             case Killed():
                 self._dag.requeue(attempt)
+            case Success():  # what it has put into the cache is not what its inputs were built from (BL-12)
+                why = "a persisted partition that it kept is not what its other inputs were built from"
+                where = {"stage": attempt.stage.id, "partition": attempt.partition}
+                self._turn.note("output_refused", **where, why=why)
+                self._dag.requeue(attempt, _REFUSED_DELAY_S)
             case _:
                 assert_never(reason)
 
-    def _learn_cached(self, attempt: Attempt, end: TaskEnd) -> None:
-        """What this executor's memory holds now, whatever became of the attempt itself."""
-        executor = attempt.executor
+    def _learn_cached(self, attempt: Attempt, end: TaskEnd) -> bool:
+        """What this executor's memory holds now, whatever became of the attempt itself.  False when it has
+        worked with another edition of a partition than all others do."""
+        executor, usable = attempt.executor, True
         if not (end.cached or end.dropped or executor.purging):
-            return
-        current = all(
-            shuffle in self._outputs and self._outputs[shuffle].generation == generation
-            for shuffle, generation in attempt.reads
-        )
+            return True
+        current = self._is_current(attempt)
         refused = dict.fromkeys(executor.purging.pop(end.task, ()))
         for node, partition in end.dropped:
             if self._blocks.drop_memory(executor.id, (node, partition)):
                 self._turn.note("uncached", node=node, partition=partition, executor=executor.id)
                 self._dag.mark_holders([node])
         for block in end.cached:
-            if current and block.node not in refused and self._blocks.tracks(block.node):
-                self._blocks.add(executor.id, block)
-                self._copies.cached(block)
-                self._turn.note(
-                    "cached", node=block.node, partition=block.partition, executor=executor.id,
-                    size_bytes=block.size_bytes, disk=block.block is not None,
-                )  # fmt: skip
-            else:
+            welcome = (
+                current
+                and (usable or not block.checksum)
+                and block.node not in refused
+                and self._blocks.tracks(block.node)
+                and (attempt.counts or not self._blocks.differs(block))
+            )
+            gone = self._recovery.cached(executor.id, block) if welcome else None
+            if gone is None:
+                usable = usable and not welcome
                 refused[block.node] = None
+                continue
+            refused.update(dict.fromkeys(gone))
+            if block.node not in gone:
+                self._copies.cached(block)
+            self._turn.note(
+                "cached", node=block.node, partition=block.partition, executor=executor.id,
+                size_bytes=block.size_bytes, disk=block.block is not None,
+            )  # fmt: skip
         if refused:
             self._turn.send(executor.id, DropBlocks(nodes=tuple(refused)))
             for node in refused:
                 for key in [k for k in self._blocks.of_executor.get(executor.id, ()) if k[0] == node]:
                     self._blocks.drop_memory(executor.id, key)
             self._dag.mark_holders(refused)
+        return usable
+
+    def _is_current(self, attempt: Attempt) -> bool:
+        """Whether nothing that it has read was rolled back."""
+        return all(
+            shuffle in self._outputs and self._outputs[shuffle].generation == generation
+            for shuffle, generation in attempt.reads
+        )
 
     # --- Success ---
 

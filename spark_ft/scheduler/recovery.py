@@ -22,12 +22,12 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from spark_ft.ids import HostId, ShuffleId
-from spark_ft.protocol.messages import BlockRef, DropBlocks, MapStatus
+from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
+from spark_ft.protocol.messages import BlockRef, CachedBlock, DropBlocks, MapStatus
 from spark_ft.scheduler.attempts import Attempts
-from spark_ft.scheduler.cached import CachedBlocks, Key
+from spark_ft.scheduler.cached import CachedBlocks, Key, rests_on
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.executors import Executors
 from spark_ft.scheduler.health import Health
@@ -69,7 +69,7 @@ class Recovery:
                 self.rollback(status.shuffle, status.map_index)
                 return False
             self._turn.note("output_replaced", shuffle=status.shuffle, map=status.map_index)
-            self._restart_readers(status.shuffle)
+            self._restart_readers_of(status.shuffle)
             self._drop_cached([status.shuffle])
             self._taint([status.shuffle])
         outputs.register(status)
@@ -85,14 +85,18 @@ class Recovery:
             or any(shuffle in job.sources for job in self._dag.jobs.values())
         )
 
-    def _restart_readers(self, shuffle: ShuffleId) -> None:
-        """Whoever may have read this shuffle reads again.  Until those that are being killed have ended
-        they may still put what they read into their executor's memory.  Linear in running attempts."""
+    def _restart_readers_of(self, shuffle: ShuffleId) -> None:
+        """Whoever may have read this shuffle reads again."""
+        self._restart(lambda attempt: any(read == shuffle for read, _ in attempt.reads))
+
+    def _restart(self, is_reader: Callable[[Attempt], bool]) -> None:
+        """Attempts that may have read what is no more begin again.  Until those that are being killed have
+        ended they may still put what they read into their executor's memory.  Linear in running attempts."""
         readers = [
             attempt
             for executor in self._executors.live.values()
             for attempt in executor.running.values()
-            if any(read == shuffle for read, _ in attempt.reads)
+            if is_reader(attempt)
         ]
         for attempt in readers:
             if attempt.stage.tree.persisted:
@@ -100,31 +104,80 @@ class Recovery:
             if attempt.counts:
                 self._dag.restart(attempt, "its input was replaced")
 
+    def cached(self, executor: Incarnation, block: CachedBlock) -> set[NodeId] | None:
+        """What an attempt that counts has computed and kept is held from now on.  Answers the nodes of which
+        nobody may hold anything any more; None: it is another one than others hold, and may not be used.
+        One that is not proved the same as one that was lost takes its place: whatever stands on the old
+        one begins again (BL-12)."""
+        if not self._blocks.differs(block):
+            self._blocks.add(executor, block)
+            return set()
+        key = block.node, block.partition
+        self._blocks.indeterminate.add(block.node)
+        rival = self._blocks.is_held_by_others(key, executor)
+        self._turn.note(
+            "cached_indeterminate_recomputed", node=block.node, partition=block.partition,
+            executor=executor, used=not rival,
+        )  # fmt: skip
+        if rival:
+            return None
+        gone = set(self._blocks.above(block.node))
+        self._drop_nodes(gone)
+        self._restart(lambda attempt: rests_on(attempt.stage.tree, attempt.partition, key))
+        gone |= self._undo_what_rests_on(key)
+        if block.node not in gone:
+            self._blocks.add(executor, block)
+        return gone
+
+    def _undo_what_rests_on(self, key: Key) -> set[NodeId]:
+        spoilt = []
+        for outputs in self._outputs:
+            tree = self._dag.map_stages[outputs.shuffle].tree
+            built = [index for index in outputs.checksums if rests_on(tree, index, key)]
+            here = any(outputs.statuses[index] is not None for index in built)
+            if here or (built and self._read_by_finished(outputs.shuffle)):  # lost by now, but read before
+                spoilt.append(outputs.shuffle)
+        for job in [*self._dag.jobs.values(), *self._dag.held.values()]:
+            job.tainted = job.tainted or any(rests_on(job.result.tree, p, key) for p in job.delivered)
+        what = f"partition {key[1]} of persisted node {key[0]}"
+        return self._roll_back(spoilt, what=what, node=key[0], partition=key[1])
+
     def rollback(self, shuffle: ShuffleId, map_index: int) -> None:
-        """The output of ``map_index`` changed under finished readers: begin a new generation, and undo all
-        that was built on the old one, results that are still held included.  Linear in what is held."""
-        spoilt: dict[ShuffleId, None] = {shuffle: None}
-        work = [shuffle]
+        """The output of ``map_index`` changed under finished readers."""
+        what = f"output {map_index} of shuffle {shuffle}"
+        self._roll_back([shuffle], what=what, cause=shuffle, map=map_index)
+
+    def _roll_back(self, changed: Iterable[ShuffleId], **why: object) -> set[NodeId]:
+        """Begin a new generation of these, and undo all that was built on the old one, results that are
+        still held included.  Linear in what is held.  Answers the nodes that were dropped everywhere."""
+        spoilt: dict[ShuffleId, None] = dict.fromkeys(changed)
+        work = list(spoilt)
         while work:
             for built in self._outputs.built_from(work.pop()):
                 if built not in spoilt:
                     spoilt[built] = None
                     work.append(built)
         self._taint(spoilt)
-        self._drop_cached(spoilt)
+        dropped = self._drop_cached(spoilt)
         for spoilt_shuffle in spoilt:
-            self._restart_readers(spoilt_shuffle)
-            self._undo(spoilt_shuffle, cause=shuffle, map_index=map_index)
+            self._restart_readers_of(spoilt_shuffle)
+            self._undo(spoilt_shuffle, why)
         for job in [job for job in self._dag.jobs.values() if job.tainted]:
-            why = (
-                f"output {map_index} of shuffle {shuffle} was lost and came out different when it was "
-                "computed again, after tasks that had read the old one had ended"
+            text = (
+                f"{why['what']} was lost and came out different when it was computed again, after tasks "
+                "that had read the old one had ended"
             )
-            self._dag.take_back(job, why)
+            self._dag.take_back(job, text)
+        return dropped
 
-    def _drop_cached(self, spoilt: Iterable[ShuffleId]) -> None:
+    def _drop_cached(self, spoilt: Iterable[ShuffleId]) -> set[NodeId]:
         """No executor may keep what was built from these, told of or not."""
-        nodes = sorted({node for shuffle in spoilt for node in self._blocks.standing_on(shuffle)})
+        nodes = {node for shuffle in spoilt for node in self._blocks.standing_on(shuffle)}
+        self._drop_nodes(nodes)
+        return nodes
+
+    def _drop_nodes(self, found: Iterable[NodeId]) -> None:
+        nodes = sorted(found)
         for node in nodes:
             self._blocks.drop_node(node, forget=False)
         if nodes:
@@ -139,14 +192,14 @@ class Recovery:
         for job in [*self._dag.jobs.values(), *self._dag.held.values()]:
             job.tainted = job.tainted or not job.sources.keys().isdisjoint(spoilt)
 
-    def _undo(self, shuffle: ShuffleId, cause: ShuffleId, map_index: int) -> None:
+    def _undo(self, shuffle: ShuffleId, why: Mapping[str, object]) -> None:
         outputs = self._outputs[shuffle]
         outputs.bump()
         self._health.forget_output(shuffle)
         stage = self._dag.map_stages[shuffle]
         self._turn.note(
-            "rollback", shuffle=shuffle, generation=outputs.generation, cause=cause, map=map_index,
-            stage=stage.id, tasks=outputs.map_count,
+            "rollback", shuffle=shuffle, generation=outputs.generation, stage=stage.id,
+            tasks=outputs.map_count, **why,
         )  # fmt: skip
         if stage.tasks is not None:
             for task in list(stage.tasks.active.values()):
@@ -211,9 +264,7 @@ class Recovery:
         for shuffle, indices in found.items():
             stage = self._dag.map_stages[shuffle]
             for index in indices:
-                self._turn.note(
-                    "output_lost", stage=stage.id, shuffle=shuffle, map=index, evidence=evidence
-                )
+                self._turn.note("output_lost", stage=stage.id, shuffle=shuffle, map=index, evidence=evidence)
                 self._health.forget_output(shuffle, index)
                 if stage.tasks is not None:
                     stage.tasks.add(index)

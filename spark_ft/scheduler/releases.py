@@ -88,7 +88,6 @@ class Releases:
                 fingerprints.append(fingerprint)
             del self._dag.map_stages[shuffle]
             self._health.forget_output(shuffle)
-            self._blocks.forget_source(shuffle)
         if fingerprints:
             for outputs in self._outputs:
                 outputs.sources.difference_update(shuffles)

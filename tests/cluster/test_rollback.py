@@ -75,6 +75,7 @@ def spark_23207(running: Running, directory: Path, seed: int, ids: int = IDS) ->
     assert running.log.of("output_lost"), "nothing was lost: nothing is shown"
     gate.open()
     parts = job.result(60)
+    running.log.wait_for("job_end")
     rollbacks = running.log.of("rollback")
     assert bool(rollbacks) == random_keys == bool(running.log.of("results_withdrawn"))
     check_starts(running, random_keys)
@@ -135,6 +136,7 @@ def test_BL_5_side_effects_that_rest_on_an_output_that_changed_are_an_error_by_n
     with pytest.raises(JobError) as raised:
         action.result()
     assert raised.value.getCondition() == "INDETERMINATE_OUTPUT_ROLLBACK"
+    running.log.wait_for("job_end", ok=False)
     assert running.log.of("rollback") and not running.log.of("results_withdrawn")
     assert sorted(dealt.collect()) == list(range(3000)), "the session goes on"
 
@@ -153,7 +155,8 @@ def test_BL_5_accumulator_updates_of_results_that_were_taken_back_are_not_counte
     lose_host(running, "host-2")
     gate.open()
     assert action.result() == sum(range(3000))
-    assert running.log.of("results_withdrawn") and seen.value == 3000
+    running.log.wait_for("results_withdrawn")
+    assert seen.value == 3000
 
 
 def test_BL_6_a_reader_of_the_old_generation_that_ends_late_and_well_changes_nothing(start, tmp_path) -> None:
@@ -188,6 +191,7 @@ def test_BL_6_a_reader_of_the_old_generation_that_ends_late_and_well_changes_not
     assert action.result() == list(range(3000))
     (old,) = [e for e in running.log.of("task_start", partition=4, kind="result") if e["attempt"] == 0]
     assert old["task"] in {event["task"] for event in late}
+    running.log.wait_for("job_end")
     assert running.starts("result")[4] == 2
 
 
@@ -209,3 +213,49 @@ def test_BL_7_jobs_that_share_a_shuffle_see_one_generation_and_a_finished_one_is
     assert jobs[0].result() == first == list(range(3000))
     assert jobs[1].result() == [(key, sum(range(key, 3000, 7))) for key in range(7)]
     assert done == 6
+
+
+def test_BL_12_a_cached_partition_that_comes_out_different_is_never_mixed_with_what_it_was(
+    start, tmp_path
+) -> None:
+    running, gate, spread = start(), Gate(tmp_path / "gate"), Gate(tmp_path / "spread").share(3)
+    source = running.sc.parallelize(range(600), 6).mapPartitionsWithIndex(spread)
+    kept = source.mapPartitionsWithIndex(lambda i, _: [(i, os.urandom(8)) for _ in range(100)]).cache()
+    by_value = kept.map(lambda pair: (pair[1], 1)).partitionBy(2).mapPartitions(lambda it: [list(it)])
+    both = (
+        kept.mapPartitions(lambda it: [list(it)])
+        .union(by_value)
+        .mapPartitionsWithIndex(
+            lambda i, it: [(i, records) for records in it] if i < 6 else gate.hold(i, [(i, next(it))])
+        )
+    )
+    action = Action(lambda: both.collect())
+    wait_until(lambda: gate.waiting() == 2, what="readers of the shuffle")
+    before = {e["partition"] for e in running.log.of("cached")}
+    assert before == set(range(6))
+    holder = running.log.of("cached", partition=0)[-1]["executor"]
+    (lost,) = running.log.of("executor_added", executor=holder)
+    again = Action(lambda: kept.zipWithIndex().count())
+    running.kill(lost["pid"])
+    wait_until(lambda: running.log.of("cached_indeterminate_recomputed"), what="a partition that differs")
+    gate.open()
+    assert again.result() == 600
+    found = action.result()
+    direct = Counter(value for i, records in found if i < 6 for _, value in records)
+    shuffled = Counter(value for i, records in found if i >= 6 for value, _ in records)
+    assert direct == shuffled and len(direct) == 600
+    running.log.wait_for("rollback")
+    running.log.wait_for("results_withdrawn")
+
+
+def test_BL_12_a_determinate_cached_partition_that_is_lost_rolls_nothing_back(start, tmp_path) -> None:
+    running, spread = start(), Gate(tmp_path / "spread").share(3)
+    source = running.sc.parallelize(range(600), 6).mapPartitionsWithIndex(spread)
+    kept = source.map(lambda x: (x % 7, {x: str(x)}, {x, "a", None})).cache()
+    pairs = kept.map(lambda record: (record[0], 1)).reduceByKey(add, 3)
+    expected = sorted(pairs.collect())
+    holder = running.log.of("cached", partition=0)[-1]["executor"]
+    running.kill(running.log.of("executor_added", executor=holder)[0]["pid"])
+    assert kept.count() == 600 and sorted(pairs.collect()) == expected
+    running.log.wait_for("cached", 7)
+    assert not running.log.of("cached_indeterminate_recomputed") and not running.log.of("rollback")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -56,7 +57,9 @@ from spark_ft.protocol.messages import (
 from spark_ft.settings import environment
 from tests.builders import Launched, Lineage, Stand
 
-Content = dict[ShuffleId, tuple[int, ...]]  # the checksums that were read, by shuffle
+# The checksums that were read, by shuffle; and by ("kept", node, partition) which edition of a persisted
+# partition that was read, or put into the cache.
+Content = dict[Any, tuple[int, ...]]
 HOSTS = ("h0", "h1", "h2")
 # Errors that a job may well end with in a world like this one; whatever else is a bug.
 NAMED = {
@@ -87,6 +90,7 @@ class World(Stand):
         self.submitted: set[NodeId] = set()
         self.final: set[JobId] = set()
         self.copied_outputs: dict[tuple[Any, ...], HostId] = {}  # (store, attempt) of a copy -> its host
+        self.unpersisted: set[NodeId] = set()  # nobody promises that these are computed only once
         self.floor = 0  # nodes of earlier programs are below
         self.workers = 0
 
@@ -168,7 +172,7 @@ class World(Stand):
             else:
                 ref = told.cached.block
                 self.disk[ref.key] = (ref.host, cached.node, content)
-                checksum = zlib.crc32(repr(sorted(content.items())).encode())
+                checksum = zlib.crc32(repr(sorted(content.items(), key=repr)).encode())
                 told = replace(told, cached=replace(told.cached, block=replace(ref, checksum=checksum)))
         self.tell(maker, told)
 
@@ -183,7 +187,8 @@ class World(Stand):
         assert task.message.output is not None
         self.contents[task.task] = content
         shuffle = task.message.output.shuffle
-        checksum = zlib.crc32(repr((shuffle, task.partition, self.chaos, sorted(content.items()))).encode())
+        read = sorted(self.far_on[task.task][0].items(), key=repr)
+        checksum = zlib.crc32(repr((shuffle, task.partition, self.chaos, read)).encode())
         accums = ((1, f"m{shuffle}.{task.partition}".encode()),)
         return self.status(task, checksum=checksum, accums=accums)
 
@@ -211,10 +216,9 @@ class World(Stand):
         job = self.job_of_blob[task.message.blob]
         host, key_ = self.host_of[task.executor], b"result%d" % task.task
         result = StoredResult(BlockRef(host, task.executor, 0, key_)) if stored else InlineResult(b"")
-        before = len(self.results[job])
         accums = ((1, f"r{job}.{task.partition}".encode()),)
         self.say(task, TaskEnd(task.task, Success(result=result), accums, tuple(cached)))
-        if len(self.results[job]) > before:
+        if self.results[job].get(task.partition) is result:
             self.reads.setdefault(job, {})[task.partition] = content
 
     def read_ahead(self, task: Launched) -> None:
@@ -241,6 +245,10 @@ class World(Stand):
             self.far_on[task.task] = read, fresh
         read, fresh = self.far_on[task.task]
         content.update(read)
+        if cached is None:  # no room: nobody can compare what it has computed
+            for node, partition in fresh:
+                content.pop(("kept", node, partition), None)
+                content.pop(("mixed", node, partition), None)
         for (node, partition), held in fresh.items() if cached is not None else ():
             assert cached is not None
             cached.append(self._keep(task, node, partition, held, on_disk))
@@ -264,11 +272,14 @@ class World(Stand):
             return content
         for shuffle in node.shuffles:
             assert not strict or shuffle in task.outputs, "S5: launched without what it needs"
-            _join(content, self._shuffle_content(task, shuffle))
+            _join(content, self._shuffle_content(task, shuffle), self.unpersisted)
         for narrow in node.narrow:
             for parent in narrow.mapping.parents(key[1]):
-                _join(content, self._content(task, (narrow.parent, parent), known, fresh, strict))
+                below = self._content(task, (narrow.parent, parent), known, fresh, strict)
+                _join(content, below, self.unpersisted)
         if node.persisted:
+            edition = zlib.crc32(repr((key, self.chaos, sorted(content.items(), key=repr))).encode()) | 1
+            content["kept", *key] = (edition,)
             fresh[key] = content
         return content
 
@@ -293,19 +304,20 @@ class World(Stand):
             if (status.store, status.attempt) in self.lost or not self._host_is_there(status.host):
                 where = status.map_index, status.host, status.store
                 raise UnreadableError(FetchFailed(shuffle, read.generation, *where, "missing"))
-            _join(content, self.contents[status.attempt])
+            _join(content, self.contents[status.attempt], self.unpersisted)
         return content
 
     def _keep(
         self, task: Launched, node: NodeId, partition: int, content: Content, on_disk: bool
     ) -> CachedBlock:
+        (edition,) = content["kept", node, partition]
         if not on_disk:
             self.memory[(task.executor, node, partition)] = content
-            return CachedBlock(node, partition, 1)
+            return CachedBlock(node, partition, 1, checksum=edition)
         key, host = b"%d.%d.%d" % (node, partition, task.task), self.host_of[task.executor]
         self.disk[key] = (host, node, content)
-        checksum = zlib.crc32(repr(sorted(content.items())).encode())
-        return CachedBlock(node, partition, 1, BlockRef(host, task.executor, 0, key, 10, checksum))
+        checksum = zlib.crc32(repr(sorted(content.items(), key=repr)).encode())
+        return CachedBlock(node, partition, 1, BlockRef(host, task.executor, 0, key, 10, checksum), edition)
 
     def _root(self, task: Launched) -> NodeId:
         if task.message.output is not None:
@@ -330,10 +342,14 @@ class UnreadableError(Exception):
         self.failed = failed
 
 
-def _join(content: Content, other: Content) -> None:
-    """Everything under a task must be of one content: this is what a rollback is for."""
-    for shuffle, checksums in other.items():
-        assert content.setdefault(shuffle, checksums) == checksums, f"S6: two contents of shuffle {shuffle}"
+def _join(content: Content, other: Content, unpersisted: Collection[NodeId]) -> None:
+    """Everything under a result must be of one content: this is what a rollback is for.  A task may meet two
+    while it runs, when one of them is what it has just put into the cache: its end must not count."""
+    for what, checksums in other.items():
+        if content.setdefault(what, checksums) != checksums and (
+            isinstance(what, int) or what[1] not in unpersisted
+        ):
+            content["mixed", *(what if isinstance(what, tuple) else (what,))[1:]] = (1,)
 
 
 def _block_missing(block: BlockRef) -> FetchFailed:
@@ -427,13 +443,16 @@ class History:
     def unpersist(self, rng: Random) -> None:
         nodes = sorted(n for n, shape in self.world.lineage.nodes.items() if shape.persisted)
         if nodes:
-            self.world.do(Released(nodes=(rng.choice(nodes),)))
+            node = rng.choice(nodes)
+            self.world.unpersisted.add(node)
+            self.world.do(Released(nodes=(node,)))
 
     def close_ended_jobs(self, rng: Random) -> None:
         self.world.do(Released(blobs=tuple(BlobId(job) for job in self.world.finished)))
 
     def release_the_program(self, rng: Random) -> None:
         world = self.world
+        world.unpersisted.update(world.lineage.nodes)
         world.do(Released(tuple(world.lineage.shuffles), tuple(world.lineage.nodes)))
         world.floor = len(world.lineage.nodes)
 
@@ -726,7 +745,9 @@ class History:
                 continue
             whole: Content = {}
             for content in world.reads.get(job, {}).values():
-                _join(whole, content)
+                _join(whole, content, world.unpersisted)
+            mixed = [what for what in whole if isinstance(what, tuple) and what[0] == "mixed"]
+            assert not mixed, f"S6: job {job} was answered from two contents of {mixed}"
         merged = Counter(payload for update in world.accums for _, payload in update)
         assert not [payload for payload, count in merged.items() if count > 1], "S20"
 

@@ -99,7 +99,9 @@ def test_an_output_that_went_with_its_host_names_the_worker(story):
 def test_a_rollback_is_the_cause_of_every_partition_that_had_begun(story):
     for partition in (0, 1):
         story.end(story.start(partition))
-    story.note("rollback", shuffle=0, generation=1, cause=0, map=1, stage=0, tasks=4)
+    story.note(
+        "rollback", shuffle=0, generation=1, what="output 1 of shuffle 0", cause=0, map=1, stage=0, tasks=4
+    )
     story.start(0, attempt=1)
     story.start(2)
     assert why(story, 0)[0] == "rollback" and "generation 1" in why(story, 0)[1]

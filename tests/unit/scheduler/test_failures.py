@@ -2,7 +2,7 @@
 
 import pytest
 
-from spark_ft.ids import BlobId, Generation, HostId, ShuffleId, TaskId
+from spark_ft.ids import BlobId, Generation, HostId, JobId, NodeId, ShuffleId, TaskId
 from spark_ft.protocol.effects import CancelJobs, Released, ResultLost
 from spark_ft.protocol.messages import (
     BlockRef,
@@ -820,3 +820,99 @@ def test_BL_8_a_failed_twin_leaves_the_original_running() -> None:
     stand.fail(stand.one(0))
     stand.succeed(slow)
     assert stand.finished[job] is None
+
+
+# --- Cached partitions that come out different (BL-12) ---
+
+
+def two_uses(stand: Stand, **fields: object) -> tuple[Lineage, NodeId, ShuffleId, JobId]:
+    """A persisted node of two partitions that a job reads twice: by a map stage, and by its result stage."""
+    lineage = Lineage()
+    node = lineage.persist(lineage.source(2))
+    shuffle = lineage.shuffle(node, 2)
+    job = stand.submit(lineage, lineage.zip(node, lineage.read(shuffle)), **fields)
+    for partition in (0, 1):
+        task = stand.one(partition)
+        stand.succeed(task, cached=(in_memory(node, partition, checksum=10 + partition),))
+    return lineage, node, shuffle, job
+
+
+def in_other_hands(stand: Stand, node: NodeId, partition: int) -> str:
+    (executor,) = stand.core.blocks.held[node][partition].memory
+    return executor
+
+
+def test_BL_12_what_was_built_from_a_cached_partition_that_came_out_different_is_undone() -> None:
+    stand = Stand(executors=2)
+    _, node, shuffle, job = two_uses(stand)
+    stand.succeed(stand.one(1))
+    stand.exit(in_other_hands(stand, node, 0))
+    again = stand.one(0)
+    assert not again.is_map and stand.core.outputs[shuffle].complete, "its outputs outlive it"
+    stand.succeed(again, cached=(in_memory(node, 0, checksum=99),))
+    (told,) = stand.noted("cached_indeterminate_recomputed")
+    assert (told["node"], told["partition"]) == (node, 0)
+    assert current_generation(stand, shuffle) == 1 and stand.withdrawn == {job: 1}, "S17"
+    assert stand.results[job] == {}, "nor does the attempt count that had read the old outputs"
+    stand.run(job)
+    assert stand.finished[job] is None and stand.starts(shuffle) == {0: 2, 1: 2}, "R3"
+    assert sorted(stand.core.blocks.held[node]) == [0, 1], "what was not lost is kept"
+
+
+def test_BL_12_a_cached_partition_that_comes_out_the_same_costs_nothing_else() -> None:
+    stand = Stand(executors=2)
+    _, node, shuffle, job = two_uses(stand)
+    stand.succeed(stand.one(1))
+    stand.exit(in_other_hands(stand, node, 0))
+    stand.succeed(stand.one(0), cached=(in_memory(node, 0, checksum=10),))
+    stand.run(job)
+    assert stand.finished[job] is None and stand.starts(shuffle) == {0: 1, 1: 1}, "R2"
+    assert not stand.kinds()["cached_indeterminate_recomputed"] and not stand.withdrawn
+
+
+def test_BL_12_one_that_differs_under_nothing_that_is_held_only_takes_the_place_of_the_old_one() -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    node = lineage.persist(lineage.source(2))
+    first = stand.submit(lineage, node)
+    for partition in (0, 1):
+        stand.succeed(stand.one(partition), cached=(in_memory(node, partition, checksum=10),))
+    holder = in_other_hands(stand, node, 0)
+    stand.exit(holder)
+    second = stand.submit(lineage, lineage.map(node), final=True)
+    stand.succeed(stand.one(1))
+    stand.succeed(stand.one(0), cached=(in_memory(node, 0, checksum=99),))
+    assert stand.finished == {first: None, second: None}, "partition 1 does not rest on partition 0"
+    assert stand.kinds()["cached_indeterminate_recomputed"] == 1
+
+
+def test_BL_12_a_second_copy_that_differs_is_not_used_and_its_task_goes_where_the_first_is() -> None:
+    lineage, stand = Lineage(), Stand(executors=2, locality_wait_s=1.0)
+    node = lineage.persist(lineage.source(1))
+    stand.run(stand.submit(lineage, node))
+    stand.submit(lineage, lineage.source(1))
+    busy = stand.one(0)
+    stand.core.blocks.add(busy.executor, in_memory(node, 0, checksum=10))
+    job = stand.submit(lineage, lineage.map(node))
+    stand.pass_time(1.1)
+    astray = next(t for t in stand.running() if t.message.blob == BlobId(job))
+    assert astray.executor != busy.executor
+    stand.succeed(astray, cached=(in_memory(node, 0, checksum=99),))
+    assert stand.results[job] == {} and set(stand.core.blocks.held[node][0].memory) == {busy.executor}
+    assert stand.messages(DropBlocks, astray.executor)[-1].nodes == (node,)
+    stand.pass_time(10.0)
+    assert stand.running() == [busy], "from now on it waits, however long"
+    stand.succeed(busy)
+    stand.run(job)
+    assert stand.finished[job] is None and set(stand.core.blocks.held[node][0].memory) == {busy.executor}
+
+
+def test_BL_12_a_killed_attempt_changes_no_cached_partition() -> None:
+    stand = Stand(executors=2)
+    _, node, shuffle, job = two_uses(stand)
+    stand.succeed(stand.one(1))
+    stand.exit(in_other_hands(stand, node, 0))
+    task = stand.one(0)
+    stand.cancel(job)
+    stand.end(task, Killed("told to"), cached=(in_memory(node, 0, checksum=99),))
+    assert current_generation(stand, shuffle) == 0 and 0 not in stand.core.blocks.held[node]
+    assert stand.messages(DropBlocks, task.executor)[-1].nodes == (node,)
