@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chaos.nemesis import OUTPUTS, PROCESS, TASK, Fault, Invocation, Kind, Nemesis
+from chaos.nemesis import OUTPUTS, PROCESS, TASK, WORKER, Fault, Invocation, Kind, Nemesis
 
 if TYPE_CHECKING:
     from chaos.live.cluster import Cluster
 
 PAGE_BYTES = 4096
 _META_PAGES = 2
-# A page that lies or is gone may cost what it held, and whoever maps it his life.
-_DAMAGE = frozenset({OUTPUTS, PROCESS, TASK})
+# A page that lies or is gone may cost what it held, and whoever maps it his life: a worker serves it.
+_DAMAGE = frozenset({OUTPUTS, PROCESS, TASK, WORKER})
 
 
 def segments(store: Path) -> list[Path]:

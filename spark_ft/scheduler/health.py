@@ -5,6 +5,7 @@ only ``task`` counts to ``max_failures`` (S14).
 
   exit status, or a signal that a process brings on itself (SEGV …)   task
   SIGKILL, SIGTERM and the like: who sent it cannot be known           executor (counted apart: kills)
+  SIGBUS: a mapped file was cut short, a store's as like as not        executor
   HostError (disk full …)                                               host
   FetchFailed: refused, timeout                                         network
                missing, corrupt, incomplete, expired                    storage
@@ -20,8 +21,8 @@ from dataclasses import dataclass
 
 from spark_ft.ids import Generation, HostId, ShuffleId
 
-_OWN_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 11: "SIGSEGV"}
-_SIGNALS = {1: "SIGHUP", 2: "SIGINT", 9: "SIGKILL", 15: "SIGTERM", **_OWN_SIGNALS}
+_OWN_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 8: "SIGFPE", 11: "SIGSEGV"}
+_SIGNALS = {1: "SIGHUP", 2: "SIGINT", 7: "SIGBUS", 9: "SIGKILL", 15: "SIGTERM", **_OWN_SIGNALS}
 _ENGINE_EXITS = frozenset((70, 71, 73))  # an executor lost its driver, was told that it is fenced, or left
 _BACKOFF_S, _BACKOFF_MAX_S = 5.0, 60.0
 _LINK_BACKOFF_S = 10.0  # until a link that failed is tried again

@@ -64,6 +64,16 @@ def test_TK_5_neighbours_in_one_process_are_tried_apart_and_only_the_poison_is_b
     assert stand.failure(job).condition == "POISON_TASK"
 
 
+def test_ST_10_a_process_that_ends_by_SIGBUS_costs_its_task_no_try() -> None:
+    lineage, stand = Lineage(), Stand(executors=2, max_failures=1)
+    job = stand.submit(lineage, lineage.source(2))
+    die(stand, stand.one(0), signal=7)
+    (lost,) = stand.noted("executor_lost")
+    assert lost["blame"] == "executor" and "SIGBUS" in str(lost["why"])
+    stand.run(job)
+    assert stand.finished[job] is None and stand.starts() == {0: 2, 1: 1}
+
+
 def test_EX_5_kills_of_others_at_the_same_time_keep_a_suspect_from_being_convicted() -> None:
     lineage, stand = Lineage(), Stand(executors=3)
     job = stand.submit(lineage, lineage.source(2))
