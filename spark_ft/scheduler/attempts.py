@@ -46,6 +46,8 @@ class Attempts:
         stage.tasks.launched(attempt)
         executor.running[task_id] = attempt
         executor.used = True
+        if executor.excluded is not None:
+            executor.reserved, attempt.probe = task_id, True
         self.queued[task_id] = attempt
         self._executors.touch(executor)
         return attempt

@@ -68,6 +68,7 @@ from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.departures import Departures
 from spark_ft.scheduler.ends import Ends
+from spark_ft.scheduler.exclusion import Exclusion
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.health import Health
 from spark_ft.scheduler.invariants import check, check_idle
@@ -109,13 +110,14 @@ class SchedulerCore:
         self.copies = Copies(
             settings, turn, self.executors, self.outputs, self.blocks, self.health, self.recovery
         )
+        self.exclusion = Exclusion(settings, turn, self.executors, self.dag)
         self.ends = Ends(
             settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health,
-            self.dag, self.recovery, self.copies,
+            self.dag, self.recovery, self.copies, self.exclusion,
         )  # fmt: skip
         self.liveness = Liveness(
             settings, versions or {}, turn, self.executors, self.attempts, self.blocks, self.dag,
-            self.recovery, self.copies, self.ends,
+            self.recovery, self.copies, self.exclusion, self.ends,
         )  # fmt: skip
         self.stalls = Stalls(settings, turn, self.executors, self.attempts, self.dag, self.ends)
         self.departures = Departures(settings, turn, self.executors, self.attempts, self.copies)
@@ -310,6 +312,7 @@ class SchedulerCore:
     def _sweep(self) -> None:
         self.liveness.sweep()
         self.stalls.sweep()
+        self.exclusion.sweep()
         self.copies.sweep()
         slow_possible = False
         if self.settings.speculation:

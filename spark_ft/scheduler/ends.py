@@ -40,6 +40,7 @@ from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks
 from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
+from spark_ft.scheduler.exclusion import Exclusion
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.recovery import Recovery
@@ -82,10 +83,11 @@ class Ends:
         dag: Dag,
         recovery: Recovery,
         copies: Copies,
+        exclusion: Exclusion,
     ) -> None:
         self._settings, self._turn, self._executors, self._attempts = settings, turn, executors, attempts
         self._outputs, self._blocks, self._health = outputs, blocks, board
-        self._dag, self._recovery, self._copies = dag, recovery, copies
+        self._dag, self._recovery, self._copies, self._exclusion = dag, recovery, copies, exclusion
 
     # --- From executors ---
 
@@ -126,7 +128,12 @@ class Ends:
                 self._out_of_memory(attempt, reason.text, reason.rss_peak_bytes, reason.traceback)
             case UserError():
                 text = f"{reason.type_name}: {reason.text}"
-                remember(attempt.task, attempt, "UserError", "task", text)
+                probe = self._exclusion.failed(attempt, text)
+                remember(attempt.task, attempt, "UserError", "executor" if probe else "task", text)
+                if probe:
+                    avoid(attempt.task, attempt.executor, self._turn.now_s)
+                    self._dag.requeue(attempt)
+                    return
                 condition = reason.condition or "TASK_FAILED"
                 self._blame_task(
                     attempt, condition, text, reason.type_name, reason.traceback, reason.retryable
@@ -202,6 +209,8 @@ class Ends:
         stage.tasks.ended(attempt)
         if task.attempts or attempt.executor.slowness:
             self._compare_pace(attempt)
+        if task.trouble is not None or stage.tasks.failed_on or attempt.executor.excluded is not None:
+            self._exclusion.succeeded(attempt)
         if stage.shuffle is not None:
             if reason.output is None or not self._is_output_of(attempt, reason.output):
                 text = "the executor told of a success without the task's output"

@@ -60,13 +60,22 @@ class WorkerState:
         self.leaving: Notice | None = None
 
 
+@dataclass(slots=True)
+class Excluded:
+    """An executor is given no tasks, by recorded evidence (exclusion.py), until a probe ends well."""
+
+    until_s: float
+    backoff_s: float
+    on_probe: bool = False  # it may have one task
+
+
 class ExecutorState:
     """One live executor.  ``running`` holds every attempt it was sent and has not ended, in order."""
 
     __slots__ = (
-        "beat_s", "blobs", "cpu_grew_s", "cpu_s", "cut", "depth", "doomed", "draining", "gone_s", "heard_s",
-        "host", "id", "lease", "leaving", "mean_s", "outputs", "pid", "progress", "purging", "reserved",
-        "running", "slots", "slowness", "stopped_s", "used", "worker",
+        "beat_s", "blobs", "cpu_grew_s", "cpu_s", "cut", "depth", "doomed", "draining", "excluded", "gone_s",
+        "heard_s", "host", "id", "lease", "leaving", "mean_s", "outputs", "pid", "progress", "purging",
+        "reserved", "running", "slots", "slowness", "stopped_s", "used", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +106,7 @@ class ExecutorState:
         self.gone_s: float | None = None  # its link is gone; the worker's word is awaited
         self.used = False  # it was given an attempt
         self.reserved: TaskId | None = None  # for an attempt that must be alone there
+        self.excluded: Excluded | None = None
         self.draining = False  # it is given nothing more, so that its process can be replaced
         self.doomed = ""  # why it was asked to be killed: its end is nobody's fault
         self.purging: dict[TaskId, tuple[NodeId, ...]] = {}  # killed readers that may still cache old data
@@ -110,6 +120,7 @@ class ExecutorState:
             and not self.doomed
             and self.reserved is None
             and not self.draining
+            and (self.excluded is None or self.excluded.on_probe)
             and not self.is_leaving
         )
 

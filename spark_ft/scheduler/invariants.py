@@ -117,6 +117,10 @@ def _check_executors(core: SchedulerCore) -> None:
         else:
             assert not executor.accepting or not executor.depth or room + executor.depth // 2 < 0, "S12"
         notice = executor.leaving or executor.worker.leaving
+        if executor.excluded is not None:
+            assert executor.host in core.exclusion.hosts or (
+                len(core.exclusion.evidence.get(executor.id, ())) >= core.settings.exclude_app_tasks
+            ), "S31: excluded without evidence"
         if executor.reserved is not None:
             assert list(executor.running) == [executor.reserved], "S15: a suspect has neighbours"
         for task_id, attempt in executor.running.items():
@@ -127,6 +131,7 @@ def _check_executors(core: SchedulerCore) -> None:
             _check_reads(core, attempt)
             everywhere[task_id] = attempt
     assert on == executors.on_host
+    assert core.exclusion.evidence.keys() <= executors.live.keys(), "S29"
     assert all(executors.live.get(id) is e and e.slowness >= 2.0 for id, e in executors.slow.items()), "S28"
     assert core.attempts.queued.keys() <= everywhere.keys(), "S13"
     assert core.attempts.killing.keys() <= everywhere.keys(), "S13"

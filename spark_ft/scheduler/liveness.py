@@ -34,6 +34,7 @@ from spark_ft.scheduler.cached import CachedBlocks
 from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.ends import Death, Ends
+from spark_ft.scheduler.exclusion import Exclusion
 from spark_ft.scheduler.executors import Executors, ExecutorState, WorkerState
 from spark_ft.scheduler.health import blame_of_exit, exit_text
 from spark_ft.scheduler.leases import DEAF
@@ -59,11 +60,13 @@ class Liveness:
         dag: Dag,
         recovery: Recovery,
         copies: Copies,
+        exclusion: Exclusion,
         ends: Ends,
     ) -> None:
         self._settings, self._versions, self._turn = settings, dict(versions), turn
         self._executors, self._attempts, self._blocks = executors, attempts, blocks
         self._dag, self._recovery, self._copies, self._ends = dag, recovery, copies, ends
+        self._exclusion = exclusion
         self.wanted = settings.executor_instances  # executors that were asked for; 0: all there are
         self._empty_since_s: float | None = None  # jobs wait and no executor is there
         self._warned = False
@@ -117,6 +120,7 @@ class Liveness:
             self._turn.note(
                 "executor_added", executor=sender, host=hello.host, pid=hello.pid, slots=hello.slots
             )
+            self._exclusion.came(executor)
         self._turn.send(sender, ExecutorWelcome(dict(self._executors.addresses)))
 
     def executors_unavailable(self, sender: Incarnation, tries: int, stderr: str) -> None:
@@ -246,6 +250,7 @@ class Liveness:
                 self._end_with_process(attempt, attempt in begun, len(begun) == 1, blame, death, why)
         self._recovery.memory_lost(lost)
         self._copies.maker_lost(executor.id)
+        self._exclusion.left(executor)
         self._dag.executor_left(executor)
 
     def _end_with_process(

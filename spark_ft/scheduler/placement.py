@@ -32,7 +32,7 @@ from spark_ft.scheduler.health import Health
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.quarantine import Quarantine
 from spark_ft.scheduler.stage import Stage
-from spark_ft.scheduler.taskset import Mode, Reads, Task
+from spark_ft.scheduler.taskset import Mode, Reads, Task, TaskSet
 from spark_ft.scheduler.turn import Turn
 from spark_ft.settings import Settings
 
@@ -180,9 +180,17 @@ class Placement:
             return False  # a killed reader may still put rolled-back data into its memory
         if self._quarantine.active and not self._quarantine.allows(executor):
             return False
+        if stage.tasks is not None and stage.tasks.failed_on and self._keeps_failing(stage.tasks, executor):
+            return False
         if stage.shuffle is None or not self._health.hosts:
             return True
         return not self._health.backing_off(executor.host, self._turn.now_s)
+
+    def _keeps_failing(self, tasks: TaskSet, executor: ExecutorState) -> bool:
+        """Whether several tasks of this stage failed there, and another executor may have the rest."""
+        limit = self._settings.exclude_stage_tasks
+        bad = {id for id, failed in tasks.failed_on.items() if len(failed) >= limit}
+        return executor.id in bad and self._executors.others(bad, set())
 
     def _is_being_kept(self, stage: Stage, task: Task, executor: ExecutorState) -> bool:
         """Whether somebody on this host is computing a persisted partition that the task needs too."""

@@ -64,8 +64,8 @@ class Attempt:
     """One try at one task on one executor.  ``counts`` is False once it was given up (killed)."""
 
     __slots__ = (
-        "counts", "executor", "keeps", "launched_s", "number", "reads", "recalled", "room", "speculative",
-        "stage", "stage_attempt", "started_s", "suspect", "task", "task_id",
+        "counts", "executor", "keeps", "launched_s", "number", "probe", "reads", "recalled", "room",
+        "speculative", "stage", "stage_attempt", "started_s", "suspect", "task", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +93,7 @@ class Attempt:
         self.launched_s = now_s
         self.started_s: float | None = None
         self.counts = True
+        self.probe = False  # of an excluded executor
         self.room = Room.SHARED
         self.suspect = False  # it does not get on: a twin may start, however few tasks have finished
         self.recalled = False  # asked back from a queue, for an idle executor
@@ -109,8 +110,8 @@ class Trouble:
     """What went wrong with one task so far; most tasks never have one."""
 
     __slots__ = (
-        "avoid", "avoid_hosts", "avoid_until_s", "deaths", "failures", "fetches", "host_errors", "in_vain",
-        "mark", "ooms", "records", "room", "stalls", "suspect_since_s", "tracebacks", "unloadable",
+        "avoid", "avoid_hosts", "avoid_until_s", "deaths", "failed_on", "failures", "fetches", "host_errors",
+        "in_vain", "mark", "ooms", "records", "room", "stalls", "suspect_since_s", "tracebacks", "unloadable",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -125,6 +126,7 @@ class Trouble:
         self.unloadable = 0
         self.stalls = 0  # attempts that were killed for not getting on
         self.host_errors: dict[HostId, int] = {}
+        self.failed_on: dict[Incarnation, str] = {}  # by an error of its own
         self.avoid: set[Incarnation] = set()
         self.avoid_hosts: set[HostId] = set()
         self.avoid_until_s = 0.0
@@ -171,6 +173,7 @@ class TaskSet:
         self._delayed: list[tuple[float, int, int]] = []  # heap of (due, partition, ticket)
         self._durations: list[float] = []
         self._slow: deque[Task] = deque()
+        self.failed_on: dict[Incarnation, set[int]] = {}  # tasks since the last that succeeded there
         self._judged = -1  # finished tasks when the median was last computed
         self._limit_s = 0.0
         self.usual_s = 0.0  # that median; 0 before enough have finished

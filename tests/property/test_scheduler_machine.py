@@ -65,7 +65,7 @@ HOSTS = ("h0", "h1", "h2")
 NAMED = {
     "TASK_FAILED", "POISON_TASK", "JOB_CANCELLED", "SHUFFLE_DATA_LOST", "STORAGE_FULL", "NO_RESOURCES",
     "CLOSURE_NOT_LOADABLE", "INDETERMINATE_OUTPUT_ROLLBACK", "RESULT_LOST", "STAGE_ABORTED", "BLOCK_LOST",
-    "TASK_TIMEOUT", "TASK_OUT_OF_MEMORY",
+    "TASK_TIMEOUT", "TASK_OUT_OF_MEMORY", "ALL_EXECUTORS_EXCLUDED",
 }  # fmt: skip
 
 
@@ -370,6 +370,9 @@ class History:
             speculation_quantile=0.5,
             speculation_min_s=0.01,
             stall_timeout_s=rng.choice([0.0, 2.0]),
+            exclude_app_tasks=rng.choice([1, 2]),
+            exclude_stage_tasks=rng.choice([1, 2]),
+            exclude_app_executors=rng.choice([1, 2]),
             task_timeout_s=rng.choice([0.0, 0.0, 8.0]),
             shuffle_replicas=rng.choice([1, 2, 3]),
         )

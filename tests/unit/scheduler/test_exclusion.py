@@ -1,0 +1,147 @@
+"""Executors on which tasks fail that succeed elsewhere are kept from tasks, and let in by a probe (EX-14)."""
+
+from spark_ft.protocol.messages import HostError, Killed
+from tests.builders import Launched, Lineage, Stand
+
+
+def of(stand: Stand, executor: str) -> list[Launched]:
+    return [task for task in stand.running() if task.executor == executor]
+
+
+def prove(stand: Stand, bad: str, count: int = 2, **settings: object) -> None:
+    """So many tasks fail on ``bad`` and succeed elsewhere."""
+    lineage = Lineage()
+    job = stand.submit(lineage, lineage.source(12 * count))
+    failed: set[int] = set()
+    for _ in range(200):
+        if job in stand.finished:
+            break
+        for task in list(stand.running()):
+            if task.executor == bad and len(failed) < count and task.partition not in failed:
+                failed.add(task.partition)
+                stand.fail(task)
+            elif task.task in stand.open:
+                stand.succeed(task)
+        stand.tick(0.1)
+    assert stand.finished[job] is None and len(failed) == count
+
+
+def is_excluded(stand: Stand, executor: str) -> bool:
+    return stand.core.executors.live[executor].excluded is not None  # type: ignore[index]
+
+
+def test_EX_14_two_tasks_that_failed_there_and_succeeded_elsewhere_exclude_an_executor() -> None:
+    stand = Stand(executors=3, exclude_stage_tasks=9)
+    prove(stand, "e0")
+    (note,) = stand.noted("executor_excluded")
+    assert note["executor"] == "e0" and len(note["evidence"]) == 2
+    lineage = Lineage()
+    stand.submit(lineage, lineage.source(6))
+    assert not of(stand, "e0") and len(stand.running()) == 2
+
+
+def test_EX_14_an_excluded_executor_is_let_in_by_one_probe_that_ends_well() -> None:
+    stand = Stand(executors=2, prefetch_tasks=1, exclude_stage_tasks=9)
+    prove(stand, "e0")
+    lineage = Lineage()
+    job = stand.submit(lineage, lineage.source(40))
+    stand.pass_time(4.0)
+    assert not of(stand, "e0")
+    stand.pass_time(2.0)
+    (probe,) = of(stand, "e0")
+    stand.succeed(probe)
+    assert not is_excluded(stand, "e0") and stand.noted("executor_readmitted")
+    assert len(of(stand, "e0")) == 2, "as before"
+    stand.run(job)
+
+
+def test_EX_14_a_probe_that_fails_counts_against_nobodys_task_and_doubles_the_back_off() -> None:
+    stand = Stand(executors=2, max_failures=1 + 1, exclude_stage_tasks=9)
+    prove(stand, "e0")
+    lineage = Lineage()
+    job = stand.submit(lineage, lineage.source(40))
+    stand.pass_time(5.5)
+    for again_s in (10.0, 20.0):
+        (probe,) = of(stand, "e0")
+        stand.fail(probe)
+        assert stand.noted("probe_failed")[-1]["again_s"] == again_s
+        stand.pass_time(again_s - 1.0)
+        assert not of(stand, "e0")
+        stand.pass_time(1.5)
+    assert job not in stand.finished
+    stand.run(job)
+    assert stand.finished[job] is None
+
+
+def test_EX_14_a_program_that_fails_everywhere_excludes_nobody() -> None:
+    lineage, stand = Lineage(), Stand(executors=3)
+    job = stand.submit(lineage, lineage.source(6))
+    while job not in stand.finished:
+        stand.fail(stand.running()[0])
+    assert stand.failure(job).condition == "TASK_FAILED" and not stand.core.exclusion.evidence
+
+
+def test_EX_14_kills_full_disks_and_failed_fetches_are_no_evidence() -> None:
+    stand = Stand(executors=2)
+    for reason in (Killed("preempted"), HostError("STORAGE_FULL", "full", 1, 0)):
+        lineage = Lineage()
+        job = stand.submit(lineage, lineage.source(4))
+        for task in [t for t in stand.running() if t.executor == "e0"]:
+            stand.end(task, reason)
+        stand.pass_time(6.0)
+        stand.run(job)
+    assert not stand.core.exclusion.evidence and not stand.noted("executor_excluded")
+
+
+def test_EX_14_two_tasks_of_a_stage_that_failed_there_keep_the_rest_of_it_away() -> None:
+    lineage, stand = Lineage(), Stand(executors=2, max_failures=9)
+    stand.submit(lineage, lineage.source(40))
+    for _ in range(2):
+        (task,) = of(stand, "e0")
+        stand.fail(task)
+    assert not of(stand, "e0"), "another executor may have them"
+    other = Lineage()
+    stand.succeed(*stand.running())
+    assert not of(stand, "e0")
+    stand.submit(other, other.source(4))
+    assert len(of(stand, "e0")) == 1, "other stages are not concerned"
+
+
+def test_EX_14_a_host_of_two_excluded_executors_is_excluded_with_those_that_come() -> None:
+    stand = Stand(executors=6, hosts=2, exclude_stage_tasks=9)
+    prove(stand, "e0")
+    prove(stand, "e2")
+    (note,) = stand.noted("host_excluded")
+    assert note["host"] == "h0" and is_excluded(stand, "e4")
+    newcomer = stand.add_executor("h0")
+    assert is_excluded(stand, newcomer) and not is_excluded(stand, "e1")
+    lineage = Lineage()
+    stand.submit(lineage, lineage.source(60))
+    stand.pass_time(6.0)
+    (probe,) = of(stand, newcomer)
+    stand.succeed(probe)
+    assert not is_excluded(stand, newcomer) and not is_excluded(stand, "e4"), "the host has proved well"
+    assert is_excluded(stand, "e0"), "it has its own evidence against it"
+
+
+def test_EX_14_when_all_are_excluded_they_are_probed_at_once_and_then_the_job_ends_by_name() -> None:
+    stand = Stand(executors=2, max_failures=99, exclude_stage_tasks=9)
+    prove(stand, "e0")
+    stand.exit("e1")  # the only one that was well
+    lineage = Lineage()
+    job = stand.submit(lineage, lineage.source(4))
+    stand.pass_time(0.5)
+    (probe,) = of(stand, "e0")
+    stand.fail(probe)
+    stand.pass_time(11.0)
+    failure = stand.failure(job)
+    assert (
+        failure.condition == "ALL_EXECUTORS_EXCLUDED"
+        and "failed there and not elsewhere: ValueError" in failure.text
+    )
+
+
+def test_EX_14_switched_off_nobody_is_excluded() -> None:
+    stand = Stand(executors=2, exclude_on_failure=False)
+    prove(stand, "e0", 3)
+    assert not stand.noted("executor_excluded")
