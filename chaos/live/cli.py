@@ -14,6 +14,7 @@ from typing import Any
 
 from chaos import checkers, history, schedule
 from chaos.live import report, sweep
+from chaos.nemesis import combined
 from chaos.nemesis.registry import NEMESES
 from chaos.workloads.registry import SWEPT, WORKLOADS
 
@@ -27,7 +28,7 @@ def add_commands(commands: Any) -> None:
     run.add_argument("--program", default="", help="your own program, with its arguments in the same string")
     run.add_argument("--nemesis", default="", help="of `list`, several separated by commas; drawn if none")
     run.add_argument("--master", default="", help="local-cluster[2,1,512] if none is named")
-    run.add_argument("--faults", default="", help="not drawn: nemesis.kind@5-8,nemesis.kind@9")
+    run.add_argument("--faults", default="", help="not drawn: nemesis.kind@5-8,package@9")
     run.add_argument("--every", type=float, default=schedule.EVERY_S, help="seconds between two, on average")
     run.add_argument("--scale", type=float, default=1.0, help="of the workload")
     run.add_argument("--conf", action="append", default=[], metavar="KEY=VALUE", help="a setting")
@@ -106,7 +107,8 @@ def _run(given: argparse.Namespace) -> int:
     seed = given.seed if given.seed >= 0 else time.time_ns() % 1_000_000
     options = _options(given, seed)
     try:
-        faults = schedule.given(given.faults.split(","), options.rng("given")) if given.faults else None
+        texts = combined.written_out(given.faults.split(","), options.rng("packages")) if given.faults else ()
+        faults = schedule.given(texts, options.rng("given")) if texts else None
     except ValueError as error:
         sys.exit(f"--faults: {error}")
     return _one(options, faults, given.out)
@@ -138,6 +140,9 @@ def _list(given: argparse.Namespace) -> int:
         for kind in nemesis.kinds:
             lasts = f"{kind.lasts_s[0]:g}-{kind.lasts_s[1]:g} s" if kind.lasts_s[1] else "at once"
             print(f"    .{kind.name:<14} {lasts:<10} {', '.join(kind.rows)}")
+    print("packages of faults")
+    for name, package in combined.PACKAGES.items():
+        print(f"  {name:<22} {package.about}")
     return 0
 
 
