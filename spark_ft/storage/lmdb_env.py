@@ -76,6 +76,8 @@ class Segment:
         self.lock_inode = _inode(path, _LOCK)
         self.writable = writable
         self._env: lmdb.Environment | None = env
+        self._file = os.fspath(path / _DATA)
+        self._size_bytes = 0  # that it had when it was last looked at
         self._lock = threading.RLock()
 
     # --- Reading ---
@@ -97,6 +99,7 @@ class Segment:
         waited_s = 0.0
         while True:
             with self._lock:  # a kill here is no harm: what is unwound is a reader
+                self._check_size()
                 try:
                     with self._begin(views) as txn:
                         return use(txn)
@@ -106,6 +109,17 @@ class Segment:
                     raise _unreadable(error, self.path) from None
             if not freed:
                 waited_s += _wait_for_slot(self.path, waited_s)
+
+    def _check_size(self) -> None:
+        """A file never shrinks.  One that has would kill us by SIGBUS, and a worker with all its executors
+        (ST-9); what was unlinked is whole as long as we have it."""
+        try:
+            size_bytes = os.stat(self._file).st_size
+        except OSError:
+            return
+        if size_bytes < self._size_bytes:
+            raise BlockCorrupt(f"{self.path}: {size_bytes} of at least {self._size_bytes} bytes")
+        self._size_bytes = size_bytes
 
     def _begin(self, views: bool) -> Any:
         environment = self._open_env()

@@ -225,3 +225,19 @@ def test_a_segment_may_have_the_lock_inode_of_one_that_is_unlinked_but_still_rea
     new = closed("new")
     os.replace(tmp_path / "kept", new / "lock.mdb")
     assert lmdb_env.open_segment(new).get(b"k") == b"new"
+
+
+@pytest.mark.parametrize("left", [0, 2, 3])
+def test_ST_9_a_file_that_shrinks_under_its_readers_is_corrupt_and_kills_nobody(tmp_path, left):
+    path = tmp_path / "seg-00000"
+    writer = lmdb_env.create_segment(path, 1 << 20, sync=False)
+    try:
+        writer.write([(b"key", os.urandom(100_000))])
+        assert len(writer.get(b"key")) == 100_000
+        os.truncate(path / "data.mdb", left * 4096)
+        with pytest.raises(BlockCorrupt, match="of at least"):
+            writer.get(b"key")
+        with pytest.raises(BlockCorrupt, match="of at least"):
+            writer.keys(b"k")
+    finally:
+        writer.close()
