@@ -74,7 +74,7 @@ def _explained(world: World, handle: Handle, failure: JobFailure) -> bool:
         case "INDETERMINATE_OUTPUT_ROLLBACK":
             shuffles, nodes = handle.shape.shuffles.keys(), handle.shape.nodes.keys()
             fickle = shuffles & (lineage.random | lineage.chatty) or nodes & lineage.fickle
-            return handle.final and bool(fickle)
+            return bool(fickle) and (handle.final or shadow.jobs[handle.job].rollbacks >= 49)
         case "NO_RESOURCES":
             empty_s = shadow.empty_longest_s
             if shadow.empty_since_s is not None:

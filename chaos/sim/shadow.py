@@ -94,13 +94,14 @@ class Tried:
 class Told:
     """One job, as far as the driver's user has been told of it."""
 
-    __slots__ = ("delivered", "final", "finished", "partitions", "shape", "updates")
+    __slots__ = ("delivered", "final", "finished", "partitions", "rollbacks", "shape", "updates")
 
     def __init__(self, shape: LineageShape, partitions: frozenset[int], final: bool) -> None:
         self.shape, self.partitions, self.final = shape, partitions, final
         self.updates: list[Updates] = []  # of accumulators: they count at its end
         self.delivered: dict[int, Tried] = {}
         self.finished = False
+        self.rollbacks = 0  # generations that shuffles under it have begun
 
 
 class Shadow:
@@ -461,6 +462,8 @@ class Shadow:
             raise ViolationError("S19", f"generation {generation} of shuffle {shuffle}")
         self.generations[shuffle] = generation
         self._registered.pop(shuffle, None)
+        for told in self.open_jobs.values():
+            told.rollbacks += shuffle in told.shape.shuffles
         self._rolled_back = True
         self._world.reached("rollback", None)
 
@@ -565,6 +568,7 @@ class Shadow:
             )
         job.delivered.clear()
         job.updates.clear()
+        job.rollbacks += 1
 
     def result_lost(self, job: JobId, partition: int) -> None:
         """A stored result could not be read: the job may come back to life."""

@@ -56,6 +56,7 @@ class Job:
         self.stored = False  # some result lies in a store: it may be lost before it is read
         self.tainted = False  # a shuffle that its results were built from has been rolled back since
         self.losses: dict[int, int] = {}
+        self.rollbacks = 0  # times that data under it was rolled back
         self.progress = 0  # tasks of its stages that have succeeded
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
+from spark_ft.protocol.effects import JobFailure
 from spark_ft.protocol.messages import BlockRef, CachedBlock, DropBlocks, MapStatus
 from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks, Key, rests_on
@@ -34,6 +35,8 @@ from spark_ft.scheduler.health import Health
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.taskset import Attempt
 from spark_ft.scheduler.turn import Turn
+
+_ROLLBACKS_MAX = 50  # times that one job may begin again
 
 
 class Recovery:
@@ -162,6 +165,7 @@ class Recovery:
         for spoilt_shuffle in spoilt:
             self._restart_readers_of(spoilt_shuffle)
             self._undo(spoilt_shuffle, why)
+        self._give_up_endless(spoilt, str(why["what"]))
         for job in [job for job in self._dag.jobs.values() if job.tainted]:
             text = (
                 f"{why['what']} was lost and came out different when it was computed again, after tasks "
@@ -169,6 +173,21 @@ class Recovery:
             )
             self._dag.take_back(job, text)
         return dropped
+
+    def _give_up_endless(self, spoilt: Mapping[ShuffleId, None], what: str) -> None:
+        """A job that is rolled back again and again would never end: what it caches, say, comes out different
+        each time and does not fit into memory (L1)."""
+        for job in list(self._dag.jobs.values()):
+            if job.tainted or not spoilt.keys().isdisjoint(job.shape.shuffles):
+                job.rollbacks += 1
+                if job.rollbacks >= _ROLLBACKS_MAX:
+                    text = (
+                        f"{what} came out different when it was computed again; that was the "
+                        f"{job.rollbacks}th time that this job was rolled back. Make its functions "
+                        "deterministic, or checkpoint what is not."
+                    )
+                    failure = JobFailure("INDETERMINATE_OUTPUT_ROLLBACK", text, job.result.id)
+                    self._dag.end_job(job, failure)
 
     def _drop_cached(self, spoilt: Iterable[ShuffleId]) -> set[NodeId]:
         """No executor may keep what was built from these, told of or not."""

@@ -510,6 +510,23 @@ def test_BL_6_a_result_of_an_older_generation_is_not_taken() -> None:
     assert stand.finished[job] is None and stand.starts() == {0: 2, 1: 2, 2: 2}
 
 
+def test_L_1_a_job_that_is_rolled_back_without_end_is_given_up_by_name() -> None:
+    lineage, stand = Lineage(), Stand(executors=1)
+    reduced = lineage.reduce(lineage.source(1), 2)
+    job = stand.submit(lineage, reduced)
+    stand.succeed(stand.one(0))
+    while job not in stand.finished:
+        (first,) = stand.running()
+        stand.succeed(first)
+        (second,) = stand.running()
+        stand.fetch_failed(second, 0)
+        stand.checksums[(ShuffleId(0), 0)] = len(stand.launched)
+        stand.succeed(*stand.running())  # it comes out different under a delivered result
+        stand.succeed(*stand.running())
+    assert stand.failure(job).condition == "INDETERMINATE_OUTPUT_ROLLBACK"
+    assert "50th time" in stand.failure(job).text
+
+
 def test_BL_7_a_rollback_reaches_every_live_job_through_all_that_was_built_on_it() -> None:
     lineage, stand = Lineage(), Stand(executors=4)
     first = lineage.shuffle(lineage.source(2), 2)
