@@ -19,7 +19,7 @@ effect by then can give it:
     its attempt ended with its process              PROCESS or WORKER
     its attempt could not read its input            OUTPUTS, MESSAGES or WORKER
     its attempt failed for lack of disk or memory   TASK
-    its finished output became unreadable           OUTPUTS
+    its finished output became unreadable           OUTPUTS; for a result of the job WORKER, too
     its generation was rolled back                  OUTPUTS, and the workload is not deterministic
     it was taken from an executor that stood still  TIME or MESSAGES
     its job had ended without it                    anything
@@ -186,7 +186,8 @@ def losses(history: History) -> tuple[str, list[str], Mapping[str, Any]]:
         elif kind in ("output_lost", "block_lost", "result_lost", "store_quarantined"):
             if event.get("why") == "executor lost":
                 continue  # what it had in memory went with it
-            names, wanted = set(), {OUTPUTS}
+            # A result lies with one worker until the driver has it: who cannot be asked has lost it (TK-11).
+            names, wanted = set(), {OUTPUTS, WORKER} if kind == "result_lost" else {OUTPUTS}
         else:
             continue
         counts[kind] += 1
@@ -295,7 +296,7 @@ class _Account:
 
     def result_lost(self, event: Event) -> None:
         stages = self.stages_of_job.get(event["job"])
-        if stages and OUTPUTS in self.taken(event):
+        if stages and self.taken(event) & {OUTPUTS, WORKER}:
             self.reasons[stages[-1], event["partition"]].append("its output became unreadable")
 
     def changed(self, event: Event) -> None:

@@ -126,6 +126,20 @@ def test_a_killed_executor_takes_no_outputs_with_it():
     assert verdict("losses", history(told, faults=[took_outputs()])) == TRUE
 
 
+def test_TK_11_a_result_may_be_lost_with_the_worker_that_holds_it():
+    told = [
+        {"event": "job_start", "job": 0, "stages": [0], "seen_s": 0.5},
+        start(0, 0.6),
+        end(0, 0.8),
+        {"event": "result_lost", "job": 0, "partition": 0, "text": "refused", "seen_s": 1.2},
+        start(1, 1.3),
+    ]
+    killed = [invocation(takes=frozenset({WORKER}))]
+    for checker in ("losses", "starts"):
+        assert verdict(checker, history(*told)) == FALSE
+        assert verdict(checker, history(*told, faults=killed)) == TRUE
+
+
 def test_what_an_executor_had_in_memory_goes_with_it():
     told = {"event": "block_lost", "node": 0, "partition": 1, "why": "executor lost", "seen_s": 1.2}
     assert verdict("losses", history(lost(1.1), told)) == TRUE
