@@ -153,6 +153,8 @@ class Segment:
                             txn.delete(key)
                     for key, value in puts:
                         txn.put(key, value)
+                with contextlib.suppress(OSError):
+                    self._size_bytes = os.stat(self._file).st_size
             except (lmdb.MapFullError, lmdb.TxnFullError):
                 raise SegmentFull from None
             except lmdb.Error as error:
@@ -211,7 +213,11 @@ class Segment:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether others who open its path find this very file."""
+        """Whether others who open its path find this very file, and as long as it was."""
+        try:
+            self._check_size()
+        except BlockCorrupt:
+            return False
         return _inode(self.path) == self.inode
 
     def _open_env(self) -> lmdb.Environment:
