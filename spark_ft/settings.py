@@ -133,6 +133,7 @@ class Settings:
     pyspark_memory_bytes: int = _key("spark.executor.pyspark.memory", 0, _mebibytes, "RLIMIT_AS; 0: none")
 
     # Tasks and stages
+    task_cpus: int = _key("spark.task.cpus", 1, _whole, "cores that one task takes", least=1)
     max_failures: int = _key("spark.task.maxFailures", 4, _whole, "failures blamed on one task that end the job", least=1)
     max_kills: int = _key("spark.ft.task.maxKills", 2, _whole, "deaths of a task's process before it is suspect", least=1)
     stage_max_attempts: int = _key("spark.stage.maxConsecutiveAttempts", 4, _whole, "tries without progress", least=1)
@@ -288,6 +289,19 @@ def known_keys() -> frozenset[str]:
 def environment(name: str, default: str = "") -> str:
     """The one door to environment variables."""
     return os.environ.get(name, default)
+
+
+def snapshot_environment() -> dict[bytes, bytes]:
+    """The environment as it is now."""
+    return dict(os.environb)
+
+
+def restore_environment(before: Mapping[bytes, bytes]) -> None:
+    """Make the environment again what ``snapshot_environment`` saw; cheap when it still is."""
+    held: Any = os.environb
+    if held._data != before:  # the plain dictionary below: comparing mappings takes 30 us
+        os.environb.clear()
+        os.environb.update(before)
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:

@@ -58,14 +58,14 @@ def parse_master(settings: Settings) -> Layout:
 
     Raises SettingsError (a ValueError) that names what could not be read.
     """
-    master, slots = settings.master.strip(), settings.executor_cores
+    master = settings.master.strip()
     local = re.fullmatch(r"local(?:\[\s*(\d+|\*)\s*(?:,\s*(\d+)\s*)?\])?", master)
     if local:
         count = len(os.sched_getaffinity(0)) if local[1] == "*" else int(local[1] or 1)
         failures = int(local[2] or 1)  # as in Spark: local[n] retries nothing that is blamed on the task
         if count and failures:
-            slots = min(slots, count)
-            executors = max(1, count // slots)
+            cores, slots = _cores_and_slots(settings, count)
+            executors = max(1, count // cores)
             memory = settings.executor_memory_bytes
             if settings.driver_memory_bytes and "spark.executor.memory" not in settings.extra:
                 memory = max(MEMORY_MIN_BYTES, settings.driver_memory_bytes // executors)
@@ -74,14 +74,31 @@ def parse_master(settings: Settings) -> Layout:
     if cluster:
         workers, cores, memory_mib = map(int, cluster.groups())
         if workers and cores and memory_mib:
-            slots = min(slots, cores)
-            executors = max(1, cores // slots)
+            each, slots = _cores_and_slots(settings, cores)
+            executors = max(1, cores // each)
             memory = (memory_mib << 20) // executors
             return Layout(workers, executors, slots, memory, True, settings.max_failures)
     raise SettingsError(
         f"Could not parse Master URL: '{settings.master}'; known are local, local[n], local[*], "
         "local[n,failures] and local-cluster[workers,cores,memory in MiB]"
     )
+
+
+def _cores_and_slots(settings: Settings, there: int) -> tuple[int, int]:
+    """Cores of one executor where so many are ``there``, and how many tasks run in it at a time (UE-8).
+
+    Raises SettingsError when no executor can have as many cores as a task takes.
+    """
+    wanted = settings.executor_cores
+    if "spark.executor.cores" not in settings.extra:
+        wanted = max(wanted, settings.task_cpus)
+    cores = min(wanted, there)
+    if settings.task_cpus > cores:
+        raise SettingsError(
+            f"spark.task.cpus={settings.task_cpus}: no executor can run such a task, each has {cores} "
+            "core(s); lower it, or give executors more (spark.executor.cores, the master URL)"
+        )
+    return cores, cores // settings.task_cpus
 
 
 @dataclass(slots=True)

@@ -151,6 +151,9 @@ class _Executor:
         if self._settings.decommission:
             _on_terminate(lambda: self._host.post(LeaveWanted(self._settings.decommission_s)))
         self._meter = Meter(self._slot_count)
+        if self._slot_count == 1:
+            self._slots.take_interrupts()
+            self._runner.tidy_up_after_each()
         self._slots.serve()
 
     # --- I/O thread ---

@@ -107,6 +107,7 @@ class Slots:
         self._queue: deque[RunTask] = deque()
         self._running: dict[TaskId, int] = {}  # the thread that runs it
         self._closed = False
+        self._dirty = False
         self._now_s = now_s
         self._lease_end_s = inf  # nobody has said anything of a lease
         self._current: TaskId | None = None  # of the main thread, which alone writes it
@@ -161,7 +162,7 @@ class Slots:
         """Run attempts until ``close``.  To be called by the main thread."""
         self._main = threading.get_ident()
         if self._count == 1:
-            signal.signal(signal.SIGINT, self._on_interrupt)
+            self.take_interrupts()
             self._slot(0)
             return
         threads = [
@@ -171,6 +172,10 @@ class Slots:
             thread.start()
         for thread in threads:
             thread.join()
+
+    def take_interrupts(self) -> None:
+        """SIGINT breaks the running task off; to be called by the main thread."""
+        signal.signal(signal.SIGINT, self._on_interrupt)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._current is not None and self._current == self._doomed != self._struck:
@@ -198,12 +203,13 @@ class Slots:
         with self._changed:
             self._running.pop(end.task, None)
             self._marks[slot] = NOTHING
+            self._dirty = self._dirty or bool(end.dirty)  # nothing more begins: we are to be replaced
             run = self._take(slot) if self._may_begin() else None
             self._post(SlotEnded(end, None if run is None else _task(run)))
             return run
 
     def _may_begin(self) -> bool:
-        return bool(self._queue) and self._now_s() < self._lease_end_s
+        return bool(self._queue) and not self._dirty and self._now_s() < self._lease_end_s
 
     def _take(self, slot: int) -> RunTask:
         run = self._queue.popleft()

@@ -25,6 +25,7 @@ from spark_ft.clock import perf_s
 from spark_ft.errors import BlockCorrupt, FetchError, StorageError
 from spark_ft.executor.env import Env, ProcessEnv, block_failed
 from spark_ft.executor.failures import UnpicklableResultError, reason_of, words_and_trace
+from spark_ft.executor.tidy import Tidy
 from spark_ft.ids import BlobId, HostId, Incarnation, NodeId, TaskId
 from spark_ft.lineage.dependency import NarrowDependency, served
 from spark_ft.lineage.narrow import fuse
@@ -74,6 +75,7 @@ class TaskRunner:
         self._results: dict[BlobId, list[BlockRef]] = {}
         self._kept: dict[NodeId, list[BlockRef]] = {}  # persisted partitions in our store
         self._lock = threading.RLock()
+        self._tidy: Tidy | None = None
         self._current: dict[TaskId, Env] = {}
         broadcast.set_loader(Env(self._env, ()).read_block)
 
@@ -124,6 +126,10 @@ class TaskRunner:
 
     # --- Slot ---
 
+    def tidy_up_after_each(self) -> None:
+        """From now on no task finds what another one has left; for a process that runs one at a time."""
+        self._tidy = Tidy()
+
     def run(self, run: RunTask) -> TaskEnd:
         launch = run.launch.tasks[run.index]
         attempt = _Attempt(self._env, run, self._lock)
@@ -154,6 +160,7 @@ class TaskRunner:
             tuple(attempt.dropped),
             perf_s() - started_s,
             attempt.env.record_count,
+            self._tidy.up() if self._tidy is not None else "",
         )
 
     def _attempt(self, stage_launch: LaunchTasks, launch: Launch, attempt: _Attempt) -> EndReason:
@@ -164,7 +171,7 @@ class TaskRunner:
                 launch.attempt,
                 launch.task,
                 dict(stage_launch.properties),
-                cpus=1,
+                cpus=self._settings.task_cpus,
             )
         )
         files.ensure(stage_launch.properties, attempt.env)

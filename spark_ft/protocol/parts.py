@@ -158,7 +158,8 @@ EndReason = Success | UserError | NotLoadable | FetchFailed | HostError | Killed
 @record
 class TaskEnd:
     """How one attempt ended, and what it left behind.  ``cached``/``dropped`` tell of persisted
-    partitions that came into and went from this executor's memory while it ran."""
+    partitions that came into and went from this executor's memory while it ran; ``dirty`` is why its
+    process is to be replaced."""
 
     task: TaskId
     reason: EndReason
@@ -167,6 +168,7 @@ class TaskEnd:
     dropped: tuple[tuple[NodeId, int], ...] = ()
     run_s: float = 0.0
     record_count: int = 0
+    dirty: str = ""
 
 
 @record

@@ -109,6 +109,8 @@ class Ends:
             attempt, type(reason).__name__, _blame(reason), end.run_s, end.record_count, _text(reason)
         )
         usable = self._learn_cached(attempt, end) and self._is_current(attempt)
+        if end.dirty:
+            self._attempts.doom(executor, f"attempt {attempt} left behind {end.dirty}")
         if not attempt.counts:
             self._turn.note("ended_after_kill", task=end.task, reason=type(reason).__name__)
             written = reason.output if isinstance(reason, Success) else None

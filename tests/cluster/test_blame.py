@@ -3,6 +3,8 @@
 import ctypes
 import os
 import signal
+import subprocess
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,3 +148,57 @@ def test_MEM_1_an_attempt_that_has_room_goes_on(start, tmp_path) -> None:
     )
     assert running.starts("result") == Counter(range(6)) + Counter([1])
     assert [event["room"] for event in running.log.of("quarantine")] == ["ROOMY"]
+
+
+def test_MEM_6_memory_that_runs_out_in_the_engine_costs_the_attempt_and_nothing_else(start, tmp_path) -> None:
+    once = tmp_path / "once"
+    running = start("local[2]", spark_ft_failpoints=f"after_block_put_before_manifest=memory!{once}")
+    seen = running.sc.accumulator(0)
+
+    def count(x):
+        seen.add(1)
+        return x % 5, x
+
+    sums = running.sc.parallelize(range(NUMBERS), 4).map(count).reduceByKey(add, 2)
+    assert sorted(sums.collect()) == SUMS and once.exists()
+    assert sum(running.starts("map").values()) == 5 and seen.value == NUMBERS
+    assert not running.log.of("executor_lost"), "its executor goes on"
+    assert_works(running)
+
+
+def test_TK_7_what_a_task_leaves_behind_is_gone_before_the_next_begins(start, tmp_path) -> None:
+    running = start("local[1]")
+
+    def foul(_):
+        os.chdir("/")
+        os.environ["SPARK_FT_LEFT"] = "1"
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return subprocess.Popen(["sleep", "600"]).pid, os.getpid()
+
+    def look(_):
+        handlers = str(signal.getsignal(signal.SIGUSR1)), str(signal.getsignal(signal.SIGTERM))
+        return os.getcwd(), os.environ.get("SPARK_FT_LEFT"), handlers, os.getpid()
+
+    clean = running.sc.parallelize([0], 1).map(look).first()
+    child, pid = running.sc.parallelize([0], 1).map(foul).first()
+    assert running.sc.parallelize([0], 1).map(look).first() == clean and clean[3] == pid
+    assert not faultlib.is_alive(child)
+    assert not running.log.of("executor_lost"), "what can be put back costs no process"
+
+
+def test_TK_7_a_process_in_which_a_thread_goes_on_is_replaced_before_the_next_task(start) -> None:
+    running = start("local[1]", spark_ft_task_prefetch=4)
+
+    def work(index, records):
+        others = [thread.name for thread in threading.enumerate() if thread.name == "left"]
+        if index == 1:
+            threading.Thread(target=threading.Event().wait, name="left", daemon=True).start()
+        return [(os.getpid(), others)]
+
+    places = running.sc.parallelize(range(6), 6).mapPartitionsWithIndex(work).collect()
+    assert [others for _, others in places] == [[]] * 6, "a later task met the thread"
+    assert len({pid for pid, _ in places}) == 2
+    (lost,) = running.log.of("executor_lost")
+    assert lost["blame"] in ("", "system")
+    assert running.starts("result") == Counter(range(6))

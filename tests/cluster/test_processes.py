@@ -360,12 +360,21 @@ def test_TK_5_a_segfault_ends_one_executor_and_its_stack_is_told(start: Callable
     assert app.run(other, lambda i, rows: sum(rows)) == 45
 
 
-def test_TK_7_processes_that_user_code_left_behind_go_with_their_executor(
+def test_TK_7_processes_that_user_code_has_started_go_with_their_executor(
     start: Callable[..., App], tmp_path: Path
 ) -> None:
     app = start("local[1]")
     ((executor, pid),) = app.up(1).items()
-    child = app.run(executor, lambda i, rows: subprocess.Popen(["sleep", "600"]).pid)
+
+    def work(index: int, rows: Iterator[Any]) -> None:
+        child = subprocess.Popen(["sleep", "600"])
+        (tmp_path / "new").write_text(str(child.pid))
+        (tmp_path / "new").rename(tmp_path / "child")
+        child.wait()
+
+    app.launch(executor, work)
+    wait_for((tmp_path / "child").exists, "the child")
+    child = int((tmp_path / "child").read_text())
     assert alive(child)
     os.kill(pid, signal.SIGKILL)
     app.exit_of(executor)
@@ -375,7 +384,11 @@ def test_TK_7_processes_that_user_code_left_behind_go_with_their_executor(
 def test_processes_that_moved_to_another_session_go_with_the_cluster(start: Callable[..., App]) -> None:
     app = start("local[1]")
     (executor,) = app.up(1)
-    child = app.run(executor, lambda i, rows: subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
+    quiet = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"
+    code = f"import subprocess as s; print(s.Popen(['sleep', '600'], start_new_session=True, {quiet}).pid)"
+    code = code.replace("subprocess.D", "s.D")
+    words = [sys.executable, "-c", code]  # it ends at once: the worker is the sleeper's parent then
+    child = app.run(executor, lambda i, rows: int(subprocess.run(words, capture_output=True).stdout))
     assert alive(child)
     app.stop()
     dead(child)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spark_ft import SparkConf, SparkContext
+from spark_ft import SparkConf, SparkContext, TaskContext
 from spark_ft.errors import JobError, SettingsError, TaskFailed, UsageError
 from tests.cluster import faultlib
 from tests.cluster.faultlib import Action, Gate
@@ -352,3 +352,24 @@ def test_UE_6_bad_and_contradictory_settings_are_refused_by_name_before_anything
             assert key in text or "Master URL" in text
             assert SparkContext._active_spark_context is None
     faultlib.assert_nothing_left(scratch, children)
+
+
+@pytest.mark.parametrize(
+    ("master", "settings"),
+    [
+        ("local[4]", {"spark_task_cpus": 8}),
+        ("local-cluster[2,2,256]", {"spark_task_cpus": 3}),
+        ("local[4]", {"spark_task_cpus": 2, "spark_executor_cores": 1}),
+    ],
+)
+def test_UE_8_a_task_that_wants_more_cores_than_an_executor_has_is_refused_at_once(
+    start, master, settings
+) -> None:
+    with pytest.raises(SettingsError, match=r"spark\.task\.cpus=\d: no executor can run such a task"):
+        start(master, **settings)
+
+
+def test_UE_8_a_task_of_two_cores_takes_two(start, tmp_path) -> None:
+    running = start("local[4]", spark_task_cpus=2)
+    assert running.sc.parallelize(range(4), 4).map(lambda _: TaskContext.get().cpus()).collect() == [2] * 4
+    assert len(running.executor_pids()) == 2
