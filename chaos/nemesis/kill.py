@@ -157,7 +157,10 @@ class KillPairs(Nemesis):
         if self._kills >= 3:
             rows.add("EX-5")
         ids = [victim.id for victim in victims]
-        return self.made(fault, len(gone) == len(ids), *sorted(rows - {"ST-7"}), victims=ids, killed=gone)
+        notices = [Notice(("executor_lost",), {"executor": id}, NOTICED_WITHIN_S) for id in ids]
+        rows.discard("ST-7")
+        took = len(gone) == len(ids)
+        return self.made(fault, took, *sorted(rows), victims=ids, notices=notices, killed=gone)
 
 
 class Terminate(Nemesis):
