@@ -166,6 +166,7 @@ class Settings:
     move_data: bool = _key("spark.storage.decommission.enabled", True, boolean, "away from hosts that leave")
     move_outputs: bool = _key("spark.storage.decommission.shuffleBlocks.enabled", True, boolean, "of maps, too")
     move_partitions: bool = _key("spark.storage.decommission.rddBlocks.enabled", True, boolean, "persisted ones, too")
+    worker_grace_s: float = _key("spark.ft.worker.grace", 5.0, seconds, "a lost worker's host waits so long for an heir", least=0)
     no_resources_timeout_s: float = _key("spark.ft.noResourcesTimeout", 60.0, seconds, "then NO_RESOURCES", least=0)
     executor_restart_s: float = _key("spark.ft.executor.restartDelay", 0.1, seconds, "first back-off of a restart", least=0)
     executor_max_crashes: int = _key("spark.ft.executor.maxCrashes", 5, _whole, "failed starts before giving up", least=1)

@@ -37,6 +37,7 @@ from spark_ft.protocol.effects import (
     ClosePeer,
     DeliverResult,
     Effect,
+    EndWorker,
     Event,
     FinishJob,
     JobFailure,
@@ -69,6 +70,7 @@ from spark_ft.protocol.messages import (
     MapOutputs,
     MapStatus,
     Message,
+    StoresServed,
     Success,
     TaskEnd,
     TaskProgress,
@@ -200,6 +202,7 @@ class Stand:
         self.acked: dict[Incarnation, int] = {}  # the last answer that it has heard
         self.deaf: set[Incarnation] = set()  # what is said to these does not arrive
         self.sent: list[Send] = []
+        self.ended_workers: list[EndWorker] = []
         self.checksums: dict[tuple[ShuffleId, int], int] = {}
         self._jobs = 0
         self._executors = 0
@@ -269,10 +272,13 @@ class Stand:
         open = [task for task in self.open.values() if task.executor == executor]
         return tuple(TaskProgress(task.task, cpu_s=cpu_s) for task in open)
 
-    def add_worker(self, host: str, name: str = "") -> Incarnation:
+    def add_worker(self, host: str, name: str = "", inherits: StoresServed | None = None) -> Incarnation:
+        """``inherits``: what it finds on its host; nothing, unless told."""
         id = Incarnation(name or f"worker-{host}")
         self.host_of[id] = HostId(host)
         self.tell(id, WorkerHello(id, HostId(host), 1, f"tcp://{host}", f"/{host}"))
+        if inherits is not None or HostId(host) in self.core.executors.orphaned:
+            self.tell(id, inherits or StoresServed())
         return id
 
     def add_executor(self, host: str, worker: str = "", name: str = "") -> Incarnation:
@@ -398,6 +404,7 @@ class Stand:
         for number in [n for n, (maker, _) in self.orders.items() if self.host_of[maker] == host]:
             del self.orders[number]
         self.tell("manager-1", WorkerLost(worker, "gone"))
+        self.pass_time(self.settings.worker_grace_s + 0.5)
 
     # --- What the core asked for ---
 
@@ -442,6 +449,8 @@ class Stand:
             case ClosePeer(peer, fence):
                 if fence:
                     self.fenced.add(peer)
+            case EndWorker():
+                self.ended_workers.append(effect)
             case Note():
                 self.notes.append(effect)
             case DeliverResult(job, partition, result, accums):

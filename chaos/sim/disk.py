@@ -58,6 +58,7 @@ class Disk:
         self.stores: dict[str, Store] = {}
         self.expired: set[Fingerprint] = set()
         self.full_until_s = -1.0
+        self.rebooted = False  # and no worker has looked since
 
     def store(self, name: Incarnation) -> Store:
         store = self.stores.get(name)
@@ -78,7 +79,7 @@ class Disk:
 
     def lose_power(self, rng: Random, now_s: float, flush_s: float) -> int:
         """What was committed lately may vanish or be torn; returns how much was."""
-        hit = 0
+        hit, self.rebooted = 0, True
         for name in sorted(self.stores):
             store = self.stores[name]
             for kept in (store.outputs, store.blocks):

@@ -12,6 +12,7 @@ from spark_ft.protocol.effects import (
     CancelJobs,
     DeliverResult,
     Effect,
+    EndWorker,
     FinishJob,
     JobFailure,
     JobSubmitted,
@@ -90,6 +91,8 @@ class Driver(Process):
                     self.send(to, StageBlob(blob))
             case LearnHosts(hosts):
                 self.hosts.update({HostId(host): endpoint for host, endpoint in hosts.items()})
+            case EndWorker(worker):
+                self.world.end_worker(worker)
             case MergeAccums():
                 pass  # the shadow has seen it
             case _:

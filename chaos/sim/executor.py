@@ -104,6 +104,7 @@ class Executor(Process):
         )  # fmt: skip
         super().__init__(world, me, worker.machine, core)
         self.worker, self.host, self.slots = worker, worker.host, assignment.slots
+        self.driver, self.adopted = assignment.driver, False
         self.executor_core = core
         world.executors[me] = self
         self.hosts: dict[HostId, str] = {}  # where block servers are, as it was told

@@ -48,6 +48,7 @@ from spark_ft.protocol.messages import (
     MapStatus,
     Message,
     NotLoadable,
+    StoresServed,
     Success,
     TaskEnd,
     TaskUpdates,
@@ -120,6 +121,7 @@ class Shadow:
         )  # stopped, doomed, or their link is gone: nothing is launched there
         self.stopped: set[Incarnation] = set()
         self.workers: dict[Incarnation, HostId] = {}
+        self.awaited: set[HostId] = set()  # whose worker is gone, and which may find an heir
         self.hosts_lost: set[HostId] = set()  # ever
         self.merged: set[bytes] = set()
         self.failures: Counter[tuple[int, int, str]] = Counter()  # (stage, partition, kind of end)
@@ -190,6 +192,8 @@ class Shadow:
             case WorkerHello(worker, host):
                 if worker not in self.fenced:
                     self.workers.setdefault(worker, host)
+            case StoresServed() if sender in self.workers:
+                self.awaited.discard(self.workers[sender])
             case _:
                 pass
 
@@ -343,7 +347,7 @@ class Shadow:
                     raise ViolationError(
                         "S6", f"shuffle {shuffle}: an output of generation {status.generation}"
                     )
-                if status.host not in hosts:
+                if status.host not in hosts and status.host not in self.awaited:
                     raise ViolationError(
                         "S7", f"output {status.map_index} of shuffle {shuffle} lies on a lost host"
                     )
@@ -473,9 +477,7 @@ class Shadow:
             return
         self.hosts_lost.add(host)
         if host not in self.workers.values():
-            for registered in self._registered.values():
-                for index in [i for i, status in registered.items() if status.host == host]:
-                    del registered[index]
+            self.awaited.add(host)
 
     def _check_lease(self, executor: Incarnation, why: str) -> None:
         """One that is given up for its silence holds no lease any more (S30)."""

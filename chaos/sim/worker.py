@@ -25,6 +25,7 @@ from spark_ft.protocol.effects import (
     Effect,
     Exit,
     Forget,
+    Inherited,
     KillProcess,
     Measure,
     SpawnExecutor,
@@ -102,6 +103,22 @@ class Worker(Process):
         else:
             executor.begin()
 
+    def take_over(self) -> Inherited:
+        """What the worker before it has left: executors that live, and stores as far as they verify: every
+        byte when the machine was booted since."""
+        heirlooms = [e for e in self.world.executors.values() if e.host == self.host and e.state != DEAD]
+        for executor in heirlooms:
+            executor.worker, executor.adopted = self, True
+            self.children[executor.me] = executor
+        disk, outputs = self.world.disk(self.host), []
+        for name, store in disk.stores.items():
+            if name not in self.children:
+                store.sealed = True
+                found = store.outputs.values()
+                outputs += [o.status for o in found if not (o.damage and disk.rebooted)]
+        disk.rebooted = False
+        return Inherited(tuple((e.me, e.driver) for e in heirlooms), tuple(outputs), tuple(disk.stores))
+
     def _stacks(self, executor: Incarnation) -> None:
         child = self.children.get(executor)
         self.post(
@@ -115,7 +132,10 @@ class Worker(Process):
 
     def reap(self, executor: Executor, status: int, signal: int) -> None:
         """The kernel tells of a child's end; its store is probed, then the core hears of it."""
-        self.own(_REAP_S, self._reaped, (executor, status, signal))
+        how = (
+            (-1, 0) if executor.adopted else (status, signal)
+        )  # it was not our child
+        self.own(_REAP_S, self._reaped, (executor, *how))
 
     def _reaped(self, item: tuple[Executor, int, int]) -> None:
         executor = item[0]

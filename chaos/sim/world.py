@@ -96,6 +96,7 @@ class World:
         worker = self.workers[host] = Worker(self, me, host, granter)
         if self.options.watched:
             self.watch(self.driver, me)
+        worker.post(worker.take_over())
         if self.manager is None:
             options = self.options
             each = options.executors, options.slots, options.slots
@@ -144,12 +145,12 @@ class World:
             worker.reap(executor, status, signal)
 
     def worker_died(self, worker: Worker) -> None:
-        """With a worker go its executors: the pipe that only it holds comes to its end."""
+        """Its executors are orphans: the pipe that only it holds comes to its end, and they go on (WK-1)."""
         if not worker.die():
             return
         self.died(worker)
         for executor in list(worker.children.values()):
-            self.clock.after(0.001, lambda _, executor=executor: executor.end(72, 0))
+            executor.own(0.001, executor.post, PeerGone(worker.me, "its lifeline has ended"))
         delay_s = 0.5 if self.options.watched else 3.0
         self.clock.after(delay_s, self._replace_worker, worker.host)
 
@@ -167,6 +168,12 @@ class World:
         ended = self.end_host(host)
         self.disk(host).stores.clear()
         return ended
+
+    def end_worker(self, me: Incarnation) -> None:
+        """The driver has given a worker up: whoever keeps the cluster up ends what is left of it."""
+        for worker in self.workers.values():
+            if worker.me == me:
+                self.worker_died(worker)
 
     def _replace_worker(self, host: HostId) -> None:
         if self.driver.state != DEAD:

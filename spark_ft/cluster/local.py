@@ -4,8 +4,9 @@
     local-cluster[w,c,m]   driver ──starts──> manager, w workers: c executors of m/c MiB each
 
 A worker is a "host" of its own (host-0 …) with its own stores.  Every process that is started here ends
-when its stdin does, which the kernel sees to however the driver ends.  A worker that dies is replaced
-under a new incarnation on the same host, so that the outputs that lie there are served again.
+when its stdin does, which the kernel sees to however the driver ends.  A worker that dies, or was given up,
+is replaced under a new incarnation on the same host, which adopts the executors that outlived it and serves
+the outputs that lie there.  That never ends: one that dies young again and again only comes ever later.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from spark_ft.transport.sockets import advertised
 MEMORY_MIN_BYTES = 64 << 20  # of an executor that shares what the driver was given
 STOP_S = 1.0  # from asking to SIGKILL
 SHORT_LIFE_S = 5.0  # a worker that dies sooner counts as a failed start …
-FAILED_STARTS_MAX = 3  # … and after so many in a row nobody is started any more
+FAILED_STARTS_MAX = 3  # … and after so many in a row jobs without any executor are ended
+BACKOFF_S, BACKOFF_MAX_S = 0.1, 5.0  # before the next start after a failed one, doubling
 
 log = get_logger(__name__)
 
@@ -110,7 +112,7 @@ class _Process:
     interpreter: Interpreter
     started_s: float
     failed_starts: int = 0  # in a row, on this host
-    given_up: bool = False  # it has ended and nobody is put in its place
+    has_left: bool = False  # it was asked to go, and nobody is put in its place
     unwatch: StopWatching | None = None
 
 
@@ -270,22 +272,52 @@ class LocalCluster:
             if process is self._manager:
                 return  # what runs does not need it; nothing new is granted
             if process.interpreter.status == EXIT_LEFT:
-                process.given_up = True
-                if not all(worker.given_up for worker in self._workers):
+                process.has_left = True
+                if not all(worker.has_left for worker in self._workers):
                     return  # it was asked to go; the last one is replaced all the same
             short = self._clock.now_s() - process.started_s < SHORT_LIFE_S
-            failed_starts = process.failed_starts + 1 if short else 0
-            if failed_starts >= FAILED_STARTS_MAX:
-                process.given_up = True
-                if all(worker.given_up for worker in self._workers):
-                    text = f"worker {why}; its words are on this process's stderr"
-                    self._host.post(Received(self._me, ExecutorsUnavailable(failed_starts, text)))
+            process.failed_starts = process.failed_starts + 1 if short else 0
+            if all(worker.failed_starts >= FAILED_STARTS_MAX for worker in self._workers):
+                text = f"worker {why}; its words are on this process's stderr"
+                self._host.post(Received(self._me, ExecutorsUnavailable(process.failed_starts, text)))
+        self._replace(process)
+
+    def _replace(self, process: _Process) -> None:
+        """Start the successor of a worker: at once after one that had lived, later the more starts failed."""
+        if process.failed_starts < FAILED_STARTS_MAX:
+            self._succeed(process)
+        else:
+            self._later(process)
+
+    def _later(self, process: _Process) -> None:
+        assert self._host is not None
+        call = self._host.call
+        delay_s = min(BACKOFF_S * 2.0 ** min(process.failed_starts, 10), BACKOFF_MAX_S)
+        timer = threading.Timer(delay_s, lambda: call(lambda: self._succeed(process)))
+        timer.daemon = True
+        timer.start()
+
+    def _succeed(self, process: _Process) -> None:
+        with self._lock:
+            if self._stopping:
                 return
-            successor = self._launch("worker", process.host)
-            successor.failed_starts = failed_starts
+            try:
+                successor = self._launch("worker", process.host)
+            except OSError as error:  # no process, no descriptor to be had: later
+                log.warning("cannot start a worker for %s: %s", process.host, error)
+                process.failed_starts += 1
+                self._later(process)
+                return
+            successor.failed_starts = process.failed_starts
             self._workers[self._workers.index(process)] = successor
             self._configure(successor)
             self._watch(successor)
+
+    def end_worker(self, worker: Incarnation) -> None:
+        """It was given up: end it, if it has not ended, which brings its successor.  In the host's loop."""
+        for process in self._workers:
+            if process.me == worker:
+                process.interpreter.signal(SIGKILL)
 
     # --- The end -------------------------------------------------------------------------------
 

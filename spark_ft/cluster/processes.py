@@ -14,9 +14,11 @@ What holds:
     dead leader is still unreaped.  So are processes that user code left behind.
   * Every spawn is answered once by ``on_spawned`` and once by ``on_end``, in this order, or by
     ``on_end`` alone when there never was a process.
-  * When the worker ends, however, the write end of its *lifeline* pipe is closed by the kernel:
-    the warm process sees its socket end, executors see the lifeline end.  No pid is involved that
-    could mean another process by then.
+  * When the worker ends, however, the kernel closes its end of the warm process's socket, which ends that,
+    and of the *lifeline* pipe, which tells executors that they are orphans (executor/main.py).  No pid is
+    involved that could mean another process by then.
+  * Executors write themselves down before they do anything else: whoever takes over the host finds all of
+    them, and takes them on by pidfd and start time (WK-1).
   * Executors are leaders of a session of their own: Ctrl-C on the terminal does not reach them.
 """
 
@@ -39,6 +41,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from spark_ft.clock import BootClock
+from spark_ft.cluster.procfs import Recorded, process_stat, recorded
 from spark_ft.settings import child_environment
 
 Spec = Mapping[str, Any]
@@ -49,6 +52,7 @@ StopWatching = Callable[[], None]
 
 STATUS_CANNOT_FORK = 75  # EX_TEMPFAIL: there never was a process
 STATUS_UNCAUGHT = 1
+STATUS_UNKNOWN = -1  # of a process that was not our child: nobody may ask how it ended
 
 _PR_SET_CHILD_SUBREAPER = 36
 _REQUEST_MAX = 192 << 10  # of one spawn request; a unix datagram's default limit is a little above
@@ -174,90 +178,10 @@ def _signal_group(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessStat:
-    """What the kernel says of a process."""
-
-    parent: int
-    group: int
-    cpu_s: float  # user and system so far
-    start: int  # clock ticks since boot: with the pid, an identity
-
-
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-def process_stat(pid: int) -> ProcessStat | None:
-    """None when there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            row = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return ProcessStat(int(row[1]), int(row[2]), (int(row[11]) + int(row[12])) / _TICKS_PER_S, int(row[19]))
-
-
-class Pulse:
-    """What a process does, as the kernel sees it: a number of seconds that grows while it computes, and
-    while one of its threads stands in line for the GIL.
-
-    Such a thread wakes 200 times a second to ask again.  So a process whose task sleeps in a C call that
-    keeps the GIL, and which can therefore say nothing, is told from one that is stuck for good or is not
-    heard for other reasons: those wake a few times a second, or never.
-    """
-
-    _WAKEUPS_PER_S = 100.0
-    _WINDOW_S = 0.5
-
-    def __init__(self, pid: int, now_s: float) -> None:
-        self._pid = pid
-        self._seen_s, self._wakeups = now_s, _wakeups(pid)
-        self._waited_s = 0.0
-
-    def busy_s(self, now_s: float) -> float:
-        """The number as it is now.  To be asked for regularly."""
-        elapsed_s = now_s - self._seen_s
-        if elapsed_s >= self._WINDOW_S:
-            before, self._seen_s, self._wakeups = self._wakeups, now_s, _wakeups(self._pid)
-            if self._wakeups - before >= self._WAKEUPS_PER_S * elapsed_s:
-                self._waited_s += elapsed_s
-        stat = process_stat(self._pid)
-        return (stat.cpu_s if stat else 0.0) + self._waited_s
-
-
-def _wakeups(pid: int) -> int:
-    """How often the threads of a process have gone to sleep."""
-    count = 0
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return 0
-    for thread in threads:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/status", "rb") as file:
-            text = file.read().partition(b"\nvoluntary_ctxt_switches:")[2]
-            count += int(text.split(maxsplit=1)[0])
-    return count
-
-
-def record_process(path: Path, pid: int) -> None:
-    """Write down a process that may have to be ended by somebody who is not its parent."""
-    stat = process_stat(pid)
-    if stat is not None:
-        path.write_text(f"{pid} {stat.start}")
-
-
 def kill_recorded(directory: Path) -> None:
-    """SIGKILL to every recorded process that is still the one that was recorded."""
-    if not directory.is_dir():
-        return
-    for path in directory.iterdir():
-        try:
-            pid, start = map(int, path.read_text().split())
-        except (OSError, ValueError):
-            continue  # being removed, or not a record
-        stat = process_stat(pid)
-        if stat is not None and stat.start == start:
-            _signal_group(pid, signal.SIGKILL)
+    """SIGKILL to every recorded process."""
+    for entry in recorded(directory):
+        _signal_group(entry.pid, signal.SIGKILL)
 
 
 def exit_now(status: int) -> NoReturn:
@@ -397,6 +321,7 @@ class Children:
         self._unwatch: Unwatch | None = None
         self._pending: dict[int, _Pending] = {}
         self._live: dict[int, _Pending] = {}
+        self._adopted: dict[int, tuple[int, bool]] = {}  # pid -> its pidfd, and whether it is stopped
         self._unclaimed: dict[int, tuple[int, int]] = {}  # ended before the warm process told their pid
         self.rss_peak_bytes = 0  # of the child that was reaped last: of the one whose ``on_end`` is called
         self._number = 0
@@ -447,8 +372,53 @@ class Children:
         except OSError as error:
             self._pending.pop(self._number).on_end(STATUS_CANNOT_FORK, 0, f"no warm process: {error}")
 
+    def adopt(
+        self,
+        process: Recorded,
+        on_end: Callable[[int, int, str], None],
+        on_stopped: Callable[[bool], None],
+    ) -> bool:
+        """Take on a process that another worker has started.  It is nobody's child any more, so the kernel
+        tells of its end alone, not how it ended, and whether it is stopped must be asked (``check_adopted``).
+        False when it is gone."""
+        assert self._watch is not None and self._unwatch is not None
+        unwatch = self._unwatch
+        try:
+            fd = os.pidfd_open(process.pid)
+        except OSError:
+            return False
+        stat = process_stat(process.pid)
+        if stat is None or stat.start != process.start:  # the number is another's by now
+            os.close(fd)
+            return False
+
+        def gone() -> None:
+            unwatch(fd)
+            os.close(fd)
+            del self._adopted[process.pid], self._live[process.pid]
+            _signal_group_of_dead(process.pid)
+            on_end(STATUS_UNKNOWN, 0, "")
+
+        self._adopted[process.pid] = fd, False
+        self._live[process.pid] = _Pending(lambda pid: None, on_end, on_stopped, self._clock.now_s())
+        self._watch(fd, gone)
+        return True
+
+    def check_adopted(self) -> None:
+        """Tell of adopted processes that were stopped, or go on.  To be called now and then."""
+        for pid, (fd, was_stopped) in list(self._adopted.items()):
+            stat = process_stat(pid)
+            if stat is not None and stat.stopped != was_stopped:
+                self._adopted[pid] = fd, stat.stopped
+                self._live[pid].on_stopped(stat.stopped)
+
     def signal(self, pid: int, number: int) -> None:
         """To a child that is not reaped yet, and its group; nothing otherwise."""
+        if pid in self._adopted:
+            try:
+                signal.pidfd_send_signal(self._adopted[pid][0], 0)
+            except ProcessLookupError:
+                return  # its number may be another's
         if pid in self._live:
             _signal_group(pid, number)
 
@@ -467,6 +437,8 @@ class Children:
             self.signal(pid, signal.SIGHUP)
         self._warm.close()
         self._wait_all(grace_s)
+        for pid in self._adopted:
+            self.signal(pid, signal.SIGKILL)
         kill_descendants()
         self._wait_all(1.0)
 
@@ -477,9 +449,13 @@ class Children:
                 self._wakeup.recv(4096)
             self._reap()
             left_s = deadline_s - self._clock.now_s()
-            if left_s <= 0 or not _has_children():
+            if left_s <= 0 or not (_has_children() or self._any_adopted()):
                 return
-            select.select([self._wakeup], [], [], left_s)
+            select.select([self._wakeup], [], [], min(left_s, 0.05) if self._adopted else left_s)
+
+    def _any_adopted(self) -> bool:
+        fds = [fd for fd, _ in self._adopted.values()]
+        return len(select.select(fds, [], [], 0)[0]) < len(fds)
 
     # --- In the loop ---
 

@@ -5,14 +5,16 @@
         c/                   ipc sockets
         driver/stores/       the driver's own blocks
         hosts/<host>/        stores/  tmp/  log/  run/
+                             worker.lock   flock, by the one worker that serves this directory
+                             boot_id       of the kernel under which it was last served
 
 Whoever lives off a scratch directory holds ``owner.lock`` shared; the kernel lets go of it however
 the process ends.  So a directory whose lock can be had *exclusively* belongs to nobody, and the
 next start removes it (ST-17).  The directory gets its final name only once its lock is held: there
 is no moment at which a live one looks like a dead one.
 
-``run/`` holds a file per executor with its pid and start time, so that a process that could not
-notice its worker's end (it was stopped) is found and ended by whoever cleans up.
+``run/`` holds a file per executor with its pid, start time and driver, so that a worker that takes over
+finds what outlived the one before it, and whoever cleans up finds what could not end by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pathlib import Path
 
 from spark_ft.cluster.processes import kill_recorded
 from spark_ft.errors import ClusterError
-from spark_ft.ids import DRIVER_HOST, AppId, HostId
+from spark_ft.ids import DRIVER_HOST, AppId, HostId, Incarnation
 from spark_ft.transport.sockets import endpoint_in
 
 PREFIX = "spark-ft-"
@@ -102,6 +104,36 @@ class Scratch:
             return
         _remove(self.path)
         self.close()
+
+
+def hold_root(root: Path, me: Incarnation) -> bool:
+    """Be the one worker of a host's directory until this process ends; the kernel lets go of it then.
+
+    Answers whether the machine has been started anew since a worker was here: what it had not synced may
+    be gone then (ST-8).  Raises ClusterError (STORE_IN_USE) while another worker lives off it (WK-5).
+    """
+    lock_fd = os.open(root / "worker.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(lock_fd, 200, 0).decode(errors="replace") or "another process"
+        os.close(lock_fd)
+        raise ClusterError(
+            f"{root} is served by {holder}; give each worker a directory of its own", "STORE_IN_USE"
+        ) from None
+    os.ftruncate(lock_fd, 0)
+    os.pwrite(lock_fd, me.encode(), 0)
+    now, boot = _boot_id(), root / "boot_id"
+    before = boot.read_text() if boot.exists() else now
+    boot.write_text(now)
+    return before != now
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""  # not Linux
 
 
 def _remove(path: Path) -> None:

@@ -16,7 +16,10 @@ Rules
   3. SIGHUP ends an executor at once.  SIGTERM asks it, as it asks this worker itself, to leave in order:
      drivers are told, nobody is started any more, and the end comes when each driver has said that nothing
      of value is left here, or at the deadline (EX-13).
-  4. A later AssignExecutors for an application replaces the earlier one.  A new driver of the same
+  4. Executors outlive their worker (WK-1).  Whoever takes over the host looks first at what is there,
+     offers itself only then, and makes the executors of the driver that it is assigned to its own; others
+     it ends.  It says what it found before anything else, so that nobody waits for what is gone.
+  5. A later AssignExecutors for an application replaces the earlier one.  A new driver of the same
      application gets new executors: the old ones were leased to a driver that is no more.
 
 Invariants (``check_invariants``)
@@ -45,6 +48,7 @@ from spark_ft.protocol.effects import (
     Event,
     Exit,
     Forget,
+    Inherited,
     KillProcess,
     LeaveWanted,
     Measure,
@@ -78,6 +82,7 @@ from spark_ft.protocol.messages import (
     Message,
     RegisterWorker,
     ReleaseApp,
+    StoresServed,
     WorkerBeat,
     WorkerHello,
     WorkerRegistered,
@@ -147,6 +152,8 @@ class WorkerCore:
         self._root = root
         self._register = RegisterWorker(me, host, pid, cores, memory_bytes)
         self._registered = not has_manager
+        self._found: Inherited | None = None  # what was here; until that is known nobody is told of us
+        self._heirlooms: dict[Incarnation, Incarnation] = {}  # executors not claimed yet, and their drivers
         self._register_at_s = 0.0
         self._started = 0  # executors ever, for their names
         self._apps: dict[AppId, _App] = {}
@@ -166,6 +173,9 @@ class WorkerCore:
         match event:
             case Received(sender, message):
                 self._received(sender, message, now_s, out)
+            case Inherited(executors):
+                self._found, self._heirlooms = event, dict(executors)
+                self._register_at_s = now_s
             case ChildSpawned(executor, pid):
                 self._spawned(executor, pid, now_s, out)
             case ChildExited():
@@ -197,7 +207,7 @@ class WorkerCore:
         if self._exiting:
             return None
         times: list[float] = [] if self._leave_by_s is None else [self._leave_by_s]
-        if not self._registered:
+        if not self._registered and self._found is not None:
             times.append(self._register_at_s)
         if not self._measuring and self._beating():
             times.append(self._beat_at_s)
@@ -279,7 +289,7 @@ class WorkerCore:
             out.append(Exit(EXIT_LEFT, "it has left in order"))
 
     def _assign(self, owner: Incarnation, wanted: AssignExecutors, now_s: float, out: list[Effect]) -> None:
-        app = self._apps.get(wanted.app)
+        app, heirlooms = self._apps.get(wanted.app), list[Incarnation]()
         if app is not None and app.releasing:
             return  # it comes too late; whoever sent it has also sent, or will send, ReleaseApp
         if app is not None and app.assignment.driver != wanted.driver:
@@ -292,16 +302,29 @@ class WorkerCore:
                 out.append(Connect(wanted.driver, wanted.driver_endpoint))
             hello = WorkerHello(self._me, self._host, self._pid, self._data_endpoint, self._root)
             out.append(Send(wanted.driver, hello))
+            heirlooms = self._claim(wanted.driver, out)
             if self._leave_by_s is not None:
                 out.append(Send(wanted.driver, Leaving(self._leave_by_s - now_s, "it was asked to leave")))
         if app is None:
             app = self._apps[wanted.app] = _App(wanted, owner)
+            app.children.update((executor, _Child(0, now_s, now_s)) for executor in heirlooms)
             self._beat_at_s = now_s + self._settings.heartbeat_interval_s
         app.assignment, app.owner = wanted, owner
         live = [executor for executor, child in app.children.items() if not child.surplus]
         for executor in live[wanted.count :]:
             app.children[executor].surplus = True
             out.append(KillProcess(executor, SIGTERM))
+
+    def _claim(self, driver: Incarnation, out: list[Effect]) -> list[Incarnation]:
+        """What outlived the worker before us: this driver's own it keeps, the rest has nobody any more."""
+        found, heirlooms = self._found, self._heirlooms
+        if found is None:
+            return []
+        self._found, self._heirlooms = Inherited(), {}
+        own = [executor for executor, theirs in heirlooms.items() if theirs == driver]
+        out.append(Send(driver, StoresServed(tuple(own), found.outputs, found.stores)))
+        out.extend(KillProcess(executor, SIGKILL) for executor in heirlooms if executor not in own)
+        return own
 
     def _peer_gone(self, peer: Incarnation, why: str, now_s: float, out: list[Effect]) -> None:
         if self._has_manager and peer == self._granter:
@@ -412,7 +435,7 @@ class WorkerCore:
             self._exiting = True
             out.append(Exit(EXIT_LEFT, "its time to leave in order is over"))
             return
-        if not self._registered and now_s >= self._register_at_s:
+        if not self._registered and self._found is not None and now_s >= self._register_at_s:
             self._register_at_s = now_s + REGISTER_INTERVAL_S
             out.append(Send(self._granter, self._register))
         if not self._measuring and self._beating() and now_s >= self._beat_at_s:

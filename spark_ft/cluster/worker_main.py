@@ -1,10 +1,11 @@
 """A worker process: WorkerCore in its host, its children, the block server of its host's stores.
 
-    fork the warm process ─> read the configuration ─> serve blocks ─> run the loop
+    fork the warm process ─> read the configuration ─> serve blocks ─> take over what is here ─> run the loop
 
 What touches another process's store, which its death may have damaged, or what only cleans up, runs in
-disposable children of the warm process: the probe after an executor's death, the rounds of garbage
-collection.  A crash there means "no outputs" or "later", never the end of the worker.
+disposable children of the warm process: the probe after an executor's death, the survey of each store that
+an earlier worker of this host has left, the rounds of garbage collection.  A crash there means "no outputs",
+"damaged", or "later", never the end of the worker.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from spark_ft.cluster import processes
 from spark_ft.cluster.configuration import WorkerConfig, read_config
 from spark_ft.cluster.copier import Copier
 from spark_ft.cluster.oom import OomCounters
-from spark_ft.cluster.processes import Children, Pulse, Spec
-from spark_ft.cluster.scratch import Scratch, collect_leftovers
+from spark_ft.cluster.processes import Children, Spec
+from spark_ft.cluster.procfs import Pulse, record_self, recorded
+from spark_ft.cluster.scratch import Scratch, collect_leftovers, hold_root
 from spark_ft.cluster.worker import SIGKILL, WorkerCore
 from spark_ft.errors import RemoteProtocolError
 from spark_ft.executor import main as executor_main
@@ -47,6 +49,7 @@ from spark_ft.protocol.effects import (
     Effect,
     Exit,
     Forget,
+    Inherited,
     KillProcess,
     LeaveWanted,
     Measure,
@@ -57,7 +60,7 @@ from spark_ft.protocol.effects import (
     StacksDumped,
     WatchProcess,
 )
-from spark_ft.protocol.messages import AssignExecutors, ExecutorExited, MapStatus
+from spark_ft.protocol.messages import AssignExecutors, ExecutorExited, MapStatus, StoresServed
 from spark_ft.settings import Settings
 from spark_ft.storage.blocks import StoreReader, serve
 from spark_ft.storage.gc import collect_garbage, seal
@@ -66,6 +69,7 @@ from spark_ft.transport.host import Host
 from spark_ft.transport.sockets import advertised
 
 PROBE_TIMEOUT_S = 10.0
+SURVEY_TIMEOUT_S = 60.0  # after a reboot every byte is read
 
 log = get_logger(__name__)
 
@@ -88,13 +92,37 @@ def _probe(spec: Spec, fds: Sequence[int]) -> int:
     return 0
 
 
-def _collect(spec: Spec, fds: Sequence[int]) -> int:
-    """One round of garbage collection over this host's stores."""
-    collect_garbage(Path(spec["root"]), spec["live"], [bytes.fromhex(item) for item in spec["dropped"]])
+def _survey(spec: Spec, fds: Sequence[int]) -> int:
+    """What verifies in one store that was here before the worker, written to ``fds[0]`` as a StoresServed;
+    ``deep``: every byte of it."""
+    root, name, host = Path(spec["root"]), spec["store"], HostId(spec["host"])
+    seal(root, name)
+    outputs = tuple(StoreReader({host: root}).outputs(host, name, deep=spec["deep"]))
+    with os.fdopen(fds[0], "wb") as pipe:
+        pipe.write(codec.encode(StoresServed((), outputs, (name,))))
     return 0
 
 
-ENTRIES: Mapping[str, processes.Entry] = {"executor": executor_main.run, "probe": _probe, "collect": _collect}
+def _executor(spec: Spec, fds: Sequence[int]) -> int:
+    """An executor; whoever comes after its worker must find it, so it writes itself down first."""
+    record_self(Path(spec["root"]) / "run" / spec["me"], spec["driver"])
+    return executor_main.run(spec, fds, processes.watch_process)
+
+
+def _collect(spec: Spec, fds: Sequence[int]) -> int:
+    """One round of garbage collection over this host's stores."""
+    root = Path(spec["root"])
+    collect_garbage(root, spec["live"], [bytes.fromhex(item) for item in spec["dropped"]])
+    shutil.rmtree(root / "quarantine", ignore_errors=True)
+    return 0
+
+
+ENTRIES: Mapping[str, processes.Entry] = {
+    "executor": _executor,
+    "probe": _probe,
+    "survey": _survey,
+    "collect": _collect,
+}
 
 
 def resume_warm(argument: str) -> NoReturn:
@@ -136,6 +164,7 @@ class _Worker:
         for name in ("stores", "tmp", "log", "run"):
             (self._root / name).mkdir(parents=True, exist_ok=True)
         self._scratch = Scratch.join(Path(config.scratch))
+        self._rebooted = hold_root(self._root, Incarnation(config.me))
         me, host, granter = Incarnation(config.me), HostId(config.host), Incarnation(config.granter)
         token = bytes.fromhex(config.token)
         self._reader = StoreReader({host: self._root})
@@ -176,12 +205,11 @@ class _Worker:
             Note: lambda note: log.info("%s %s", note.kind, dict(note.fields)),
             Exit: lambda effect: self._end(effect.status, effect.why),
         }
-        if config.assignment is not None:  # local[n]: the driver's wish comes with the configuration
-            self._host.post(Received(granter, AssignExecutors(**config.assignment)))
 
     def serve(self) -> NoReturn:
         host = self._host
         self._children.attach(host.watch, host.unwatch)
+        self._take_over()
         host.watch(0, self._stdin)
         parent = self._config.parent_pid
         if os.getppid() != parent:
@@ -223,7 +251,7 @@ class _Worker:
             "host": self._config.host,
             "driver": wanted.driver,
             "driver_endpoint": wanted.driver_endpoint,
-            "driver_is_local": wanted.driver_pid > 0,
+            "driver_pid": wanted.driver_pid,
             "settings": wanted.settings,
             "slots": wanted.slots,
             "memory_bytes": wanted.memory_bytes,
@@ -250,7 +278,6 @@ class _Worker:
     def _spawned(self, executor: Incarnation, pid: int) -> None:
         self._pids[executor] = pid
         self._pulses[executor] = Pulse(pid, self._clock.now_s())
-        processes.record_process(self._root / "run" / executor, pid)
         self._host.post(ChildSpawned(executor, pid))
 
     def _was_stopped(self, executor: Incarnation, stopped: bool) -> None:
@@ -289,14 +316,68 @@ class _Worker:
         path = stacks.stacks_path(self._ready_path(effect.executor))
         stacks.ask(self._pids.get(effect.executor, -1), path, answer)
 
-    # --- After an executor's death -----------------------------------------------------------------
+    # --- What was here before us ---------------------------------------------------------------------
 
-    def _start_probe(self, end: ChildExited) -> None:
-        """Ask a disposable child for the outputs that the dead executor committed (EX-4), then tell of
-        its end: its writer is reaped, so the answer is final."""
+    def _take_over(self) -> None:
+        """Adopt the executors that outlived the worker before us, and have every store that has lost its
+        writer surveyed; only then anybody hears of us (WK-1, WK-3)."""
+        run = self._root / "run"
+        heirlooms = []
+        for process in recorded(run):
+            executor = Incarnation(process.name)
+            if self._children.adopt(
+                process, partial(self._exited, executor), partial(self._was_stopped, executor)
+            ):
+                self._pids[executor] = process.pid
+                self._pulses[executor] = Pulse(process.pid, self._clock.now_s())
+                heirlooms.append((executor, Incarnation(process.driver)))
+        names = sorted(path.name for path in (self._root / "stores").iterdir())
+        left = [name for name in names if name not in self._pids]
+        outputs: list[MapStatus] = []
+        whole = [name for name in names if name in self._pids]
+
+        def surveyed(store: str, told: object) -> None:
+            left.remove(store)
+            if isinstance(told, StoresServed):
+                outputs.extend(told.outputs)
+                whole.append(store)
+            else:
+                self._quarantine(store)
+            if not left:
+                done()
+
+        def done() -> None:
+            for path in run.iterdir():  # of those that have not lived to see us
+                if path.name.partition(".")[0] not in self._pids:
+                    path.unlink(missing_ok=True)
+            self._host.post(Inherited(tuple(heirlooms), tuple(outputs), tuple(whole)))
+            config = self._config
+            if config.assignment is not None:  # local[n]: the driver's wish comes with the configuration
+                wish = AssignExecutors(**config.assignment)
+                self._host.post(Received(Incarnation(config.granter), wish))
+
+        if not left:
+            done()
+        for store in list(left):
+            spec = {
+                "root": self._config.root, "host": self._config.host, "store": store, "deep": self._rebooted,
+            }  # fmt: skip
+            self._ask("survey", spec, partial(surveyed, store), SURVEY_TIMEOUT_S)
+
+    def _quarantine(self, store: str) -> None:
+        """A store that kills whoever looks at it (ST-9), or is none: out of everybody's sight, and away with
+        the next round of garbage collection."""
+        log.warning("store %s cannot be read and is taken out of use", store)
+        with contextlib.suppress(OSError):
+            (self._root / "quarantine").mkdir(exist_ok=True)
+            (self._root / "stores" / store).rename(self._root / "quarantine" / store)
+
+    def _ask(self, kind: str, spec: Spec, then: Callable[[object], None], timeout_s: float) -> None:
+        """Have a disposable child look at a store: ``then`` gets the message that it wrote, or None when it
+        has crashed, or hung."""
         ours, theirs = os.pipe()
         answer = bytearray()
-        probe: list[int] = []
+        child: list[int] = []
 
         def readable() -> None:
             data = os.read(ours, 1 << 16)
@@ -305,22 +386,33 @@ class _Worker:
                 return
             self._host.unwatch(ours)
             os.close(ours)
-            for pid in probe:
+            for pid in child:
                 self._probes.pop(pid, None)
-            outputs: tuple[object, ...] = ()
-            with contextlib.suppress(RemoteProtocolError):  # the probe has crashed: nothing is adopted
+            told: object = None
+            with contextlib.suppress(RemoteProtocolError):  # it has crashed
                 told = codec.decode(bytes(answer))
-                outputs = told.outputs if isinstance(told, ExecutorExited) else ()
-            self._host.post(replace(end, outputs=outputs))
+            then(told)
 
         def spawned(pid: int) -> None:
-            probe.append(pid)
-            self._probes[pid] = self._clock.now_s() + PROBE_TIMEOUT_S
+            child.append(pid)
+            self._probes[pid] = self._clock.now_s() + timeout_s
 
         self._host.watch(ours, readable)
-        spec = {"root": self._config.root, "host": self._config.host, "executor": end.executor}
-        self._children.spawn("probe", spec, stderr=self._service_log(), fds=[theirs], on_spawned=spawned)
+        self._children.spawn(kind, spec, stderr=self._service_log(), fds=[theirs], on_spawned=spawned)
         os.close(theirs)
+
+    # --- After an executor's death -----------------------------------------------------------------
+
+    def _start_probe(self, end: ChildExited) -> None:
+        """Ask a disposable child for the outputs that the dead executor committed (EX-4), then tell of
+        its end: its writer is reaped, so the answer is final."""
+
+        def probed(told: object) -> None:
+            outputs = told.outputs if isinstance(told, ExecutorExited) else ()  # a crash: nothing is adopted
+            self._host.post(replace(end, outputs=outputs))
+
+        spec = {"root": self._config.root, "host": self._config.host, "executor": end.executor}
+        self._ask("probe", spec, probed, PROBE_TIMEOUT_S)
 
     def _service_log(self) -> str:
         return str(self._root / "log" / "service.stderr")
@@ -333,6 +425,7 @@ class _Worker:
         said = tuple((e, read_beat(marks_path(self._ready_path(e)))) for e in self._pulses)
         self._host.post(ChildrenSeen(rows, shutil.disk_usage(self._root).free, said))
         self._children.check_warm()
+        self._children.check_adopted()
         for pid, hangs_at_s in list(self._probes.items()):
             if now_s >= hangs_at_s:
                 self._children.signal(pid, SIGKILL)

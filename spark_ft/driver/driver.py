@@ -52,6 +52,7 @@ from spark_ft.protocol.effects import (
     Decommission,
     DeliverResult,
     Effect,
+    EndWorker,
     Event,
     FinishJob,
     JobFailure,
@@ -336,6 +337,8 @@ class Driver:
             case SendBlob():
                 if (blob := self._blobs.get(effect.blob)) is not None:
                     self._host.send(effect.to, blob)
+            case EndWorker(worker):
+                self.cluster.end_worker(worker)
             case LearnHosts():
                 self._hosts.update({HostId(host): endpoint for host, endpoint in effect.hosts.items()})
             case _:

@@ -13,6 +13,7 @@ Rules
   2. The lease counts from the moment the acknowledged beat was *sent*; an answer that took long
      cannot lengthen it.  Without one an executor finishes what it runs and begins nothing new: a slot
      looks again before it begins what stands in its queue, for the process may have stood still (CLK-3).
+     Whose worker is gone ends with its lease: nobody else would see to that (WK-1).
   3. Whoever is told Fenced ends at once: the driver has given its attempts to others.
   4. A slot alone knows whether an attempt still waits or runs, so it decides what an interrupt
      means; this core only sees to it that an end comes.  An interrupt is repeated: Python can
@@ -121,7 +122,8 @@ class ExecutorCore:
         versions: Mapping[str, str],
         driver_is_local: bool = False,
     ) -> None:
-        self._driver = driver
+        self._driver, self._worker = driver, worker
+        self._is_orphan = False
         self._settings = settings
         self._driver_is_local = driver_is_local
         self._hello = ExecutorHello(me, worker, host, pid, slots, dict(versions))
@@ -161,6 +163,8 @@ class ExecutorCore:
             case PeerGone(peer) if peer == self._driver:
                 self._lease_end_s = min(self._lease_end_s, now_s)
                 out.append(Leased(self._lease_end_s))
+            case PeerGone(peer) if peer == self._worker:
+                self._is_orphan = True
             case SlotStarted(task):
                 self._started(task, out)
             case SlotEnded(end, started):
@@ -187,7 +191,7 @@ class ExecutorCore:
         elif not self._measuring:
             times.append(self._beat_at_s)
         if self._heard_s is not None and not self._driver_is_local:
-            times.append(self._heard_s + self._settings.driver_grace_s)
+            times.append(self._heard_s + self._patience_s())
         return min(times) if times else None
 
     # --- From the driver ---------------------------------------------------------------------
@@ -371,9 +375,12 @@ class ExecutorCore:
             elif not kill.hard and now_s >= kill.again_at_s:
                 kill.again_at_s = min(kill.hard_at_s, now_s + INTERRUPT_INTERVAL_S)
                 out.append(InterruptTask(task))
-        silent = self._heard_s is not None and now_s >= self._heard_s + self._settings.driver_grace_s
+        silent = self._heard_s is not None and now_s >= self._heard_s + self._patience_s()
         if silent and not self._driver_is_local:
-            self._exit(EXIT_DRIVER_GONE, f"driver silent for {self._settings.driver_grace_s:g} s", out)
+            self._exit(EXIT_DRIVER_GONE, f"driver silent for {self._patience_s():g} s", out)
+
+    def _patience_s(self) -> float:
+        return self._settings.lease_s if self._is_orphan else self._settings.driver_grace_s
 
     def _exit(self, status: int, why: str, out: list[Effect]) -> None:
         self._exiting = True

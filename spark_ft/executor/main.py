@@ -4,9 +4,10 @@
     I/O thread      Host ── ExecutorCore; LoadBlob, Forget, LearnHosts go to the TaskRunner from here
 
 The process is forked from the worker's warm process (cluster/processes.py), so all imports are done
-and nothing is open.  It ends by ``Exit`` of its core, by a signal, or as soon as its lifeline, a pipe
-that only the worker holds, comes to its end: no executor outlives its worker.  stdout is the
-driver's own, so that what tasks print is seen; stderr is a log file whose tail is told at its death.
+and nothing is open.  It ends by ``Exit`` of its core, by a signal, or with its driver, not with its worker:
+when its lifeline, a pipe that only the worker holds, comes to its end it goes on as an orphan, and whoever
+takes over the host adopts it (WK-1).  stdout is the driver's own, so that what tasks print is seen; stderr is
+a log file whose tail is told at its death.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, NoReturn
 
 from spark_ft import closures, failpoints
 from spark_ft.clock import BootClock, cpu_s
-from spark_ft.executor.core import ExecutorCore
+from spark_ft.executor.core import EXIT_DRIVER_GONE, ExecutorCore
 from spark_ft.executor.exporter import Exporter
 from spark_ft.executor.progress import Meter
 from spark_ft.executor.slots import Slots, marks_path, open_marks
@@ -47,19 +48,23 @@ from spark_ft.protocol.effects import (
     LoadBlob,
     Measure,
     Note,
+    PeerGone,
     Progress,
     RunTask,
 )
 from spark_ft.settings import Settings
 from spark_ft.transport.host import Host
 
+WatchProcess = Callable[  # (pid, watch, unwatch, what to do when it has ended)
+    [int, Callable[[int, Callable[[], None]], None], Callable[[int], None], Callable[[], None]], object
+]
 EXIT_INTERNAL = 72  # an error of ours in the I/O thread; stderr has it
 
 _OVERHEAD_BYTES = 384 << 20  # beside what tasks and cache may have: the interpreter, libraries, threads
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def run(spec: Mapping[str, Any], fds: Sequence[int]) -> int:
+def run(spec: Mapping[str, Any], fds: Sequence[int], watch_process: WatchProcess) -> int:
     """The whole life of an executor.  ``spec`` is what the worker says of it (cluster/worker_main.py)."""
     _become_plain_python()
     settings = replace(
@@ -79,7 +84,7 @@ def run(spec: Mapping[str, Any], fds: Sequence[int]) -> int:
             settings.executor_memory_bytes // 10, _OVERHEAD_BYTES
         )
         resource.setrlimit(resource.RLIMIT_DATA, (allowed_bytes,) * 2)
-    executor = _Executor(spec, settings, me)
+    executor = _Executor(spec, settings, me, watch_process)
     executor.serve()
     return 0
 
@@ -96,7 +101,9 @@ def _become_plain_python() -> None:
 class _Executor:
     """The wiring of one executor: what its core asks for is done here."""
 
-    def __init__(self, spec: Mapping[str, Any], settings: Settings, me: Incarnation) -> None:
+    def __init__(
+        self, spec: Mapping[str, Any], settings: Settings, me: Incarnation, watch_process: WatchProcess
+    ) -> None:
         host = HostId(spec["host"])
         token = bytes.fromhex(spec["token"])
         roots = {HostId(name): Path(path) for name, path in spec["roots"].items()}
@@ -115,7 +122,7 @@ class _Executor:
             spec["slots"],
             settings,
             versions(),
-            driver_is_local=spec["driver_is_local"],
+            driver_is_local=spec["driver_pid"] > 0,
         )
         self._host = Host(
             core,
@@ -132,7 +139,10 @@ class _Executor:
         self._slots = Slots(self._runner, self._host.post, spec["slots"], self._marks, clock.now_s)
         self._exporter = Exporter(self._runner.env, self._runner.keep, self._host.post)
         self._host.connect(driver, spec["driver_endpoint"])
-        self._host.watch(spec["lifeline"], _worker_gone)
+        self._worker, self._lifeline = Incarnation(spec["worker"]), spec["lifeline"]
+        self._host.watch(self._lifeline, self._worker_gone)
+        if spec["driver_pid"] > 0:
+            watch_process(spec["driver_pid"], self._host.watch, self._host.unwatch, _driver_gone)
         self._actions: dict[type, Callable[[Any], None]] = {
             RunTask: self._slots.put,
             LoadBlob: self._runner.load,
@@ -170,6 +180,13 @@ class _Executor:
     def _forget(self, effect: Forget) -> None:
         self._runner.forget(effect)
         self._exporter.forget(effect.copies)
+
+    def _worker_gone(self) -> None:
+        """We are an orphan: we go on under the driver's lease until somebody takes over the host, and us."""
+        self._host.unwatch(self._lifeline)
+        os.close(self._lifeline)
+        _log(f"{self._worker} is gone")
+        self._host.post(PeerGone(self._worker, "its lifeline has ended"))
 
     def _measure(self, effect: Measure) -> None:
         self._marks[-1] += 1  # the number of the beat that comes of it
@@ -229,11 +246,12 @@ def _exit(effect: Exit) -> NoReturn:
     os._exit(effect.status)
 
 
-def _worker_gone() -> NoReturn:
-    """With the worker goes whoever could reap us or tell of our end: the whole group goes too."""
+def _driver_gone() -> NoReturn:
+    """The kernel says that the driver's process has ended: nobody wants anything of us any more."""
+    _log("executor ends: the driver's process has ended")
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(0, signal.SIGKILL)
-    os._exit(EXIT_INTERNAL)
+    os._exit(EXIT_DRIVER_GONE)
 
 
 def _failed(error: BaseException, event: Event) -> NoReturn:

@@ -22,6 +22,7 @@ from spark_ft.protocol.messages import (
     InlineResult,
     LaunchTasks,
     MapOutputs,
+    MapStatus,
     Message,
     StoredResult,
     TaskEnd,
@@ -130,6 +131,16 @@ class Stopping:
 
 
 @record
+class Inherited:
+    """The worker has looked at what the one before it left: executors that live, with their drivers, and what
+    their stores and those of dead ones hold; see StoresServed.  Comes once, before anything is assigned."""
+
+    executors: tuple[tuple[Incarnation, Incarnation], ...] = ()  # (executor, its driver)
+    outputs: tuple[MapStatus, ...] = ()
+    stores: tuple[str, ...] = ()
+
+
+@record
 class ChildSpawned:
     """The process asked for by ``SpawnExecutor`` exists."""
 
@@ -225,7 +236,7 @@ class CopyEnded:
 Event = (
     Received | PeerGone | Tick | CopyEnded | LeaveWanted
     | JobSubmitted | CancelJobs | Released | ResourcesGranted | ResultLost | Stopping | Decommission
-    | ChildSpawned | ChildExited | ChildStopped | ChildrenSeen | StacksDumped
+    | Inherited | ChildSpawned | ChildExited | ChildStopped | ChildrenSeen | StacksDumped
     | SlotStarted | SlotEnded | Progress
 )  # fmt: skip
 
@@ -436,6 +447,15 @@ class Measure:
 
 
 @record
+class EndWorker:
+    """See to it that this worker, which was given up, ends, and that another takes over its host, if that
+    is in our power."""
+
+    worker: Incarnation
+    why: str
+
+
+@record
 class Connect:
     """Open a link to a peer that this core has been told of."""
 
@@ -456,7 +476,7 @@ Effect = (
     | DeliverResult | WithdrawResults | MergeAccums | FinishJob
     | SpawnExecutor | KillProcess | AskStacks | DropStores
     | RunTask | InterruptTask | Leased | LoadBlob | Forget | Copy | LearnHosts | Exit
-    | Measure | Connect | WatchProcess
+    | Measure | EndWorker | Connect | WatchProcess
 )  # fmt: skip
 
 

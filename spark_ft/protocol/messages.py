@@ -261,6 +261,17 @@ class WorkerHello:
 
 
 @record
+class StoresServed:
+    """Follows every WorkerHello: what the worker found on its host when it started.  ``executors`` outlived
+    the worker before it and are its own from now on; ``stores`` could be opened, and ``outputs`` is all that
+    verified in those whose writers are gone.  Twice: the same."""
+
+    executors: tuple[Incarnation, ...] = ()
+    outputs: tuple[MapStatus, ...] = ()
+    stores: tuple[str, ...] = ()
+
+
+@record
 class ExecutorSpawned:
     """The worker started an executor process: from here on its death will be told."""
 
@@ -470,7 +481,8 @@ Message = (
     ExecutorHello | TaskUpdates | BlobWanted | ExecutorBeat
     | ExecutorWelcome | Hosts | Fenced | StageBlob | MapOutputs | LaunchTasks | KillTask | DropBlocks | BeatAck
     | MakeCopies | CopyMade | Leave | MayLeave | Leaving
-    | WorkerHello | ExecutorSpawned | ExecutorExited | ExecutorStopped | ExecutorStacks | ExecutorsUnavailable
+    | WorkerHello | StoresServed | ExecutorSpawned | ExecutorExited | ExecutorStopped | ExecutorStacks
+    | ExecutorsUnavailable
     | WorkerBeat | WorkerWelcome | KillExecutor | DumpStacks | DropShuffles
     | AssignExecutors | ReleaseApp | RegisterWorker | WorkerRegistered | AppReleased
     | RegisterApp | AppRegistered | WorkerLost | UnregisterApp | AppUnregistered

@@ -145,4 +145,5 @@ class Attempts:
         if not executor.doomed:
             executor.doomed = why
             self._executors.touch(executor)
-            self._turn.send(executor.worker.id, KillExecutor(executor.id, why))
+            if self._executors.has_worker(executor):  # else its heir is told
+                self._turn.send(executor.worker.id, KillExecutor(executor.id, why))

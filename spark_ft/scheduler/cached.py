@@ -10,7 +10,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
@@ -103,6 +103,10 @@ class CachedBlocks:
     def drop_host(self, host: HostId) -> list[Key]:
         """A host is gone with what is on its disks."""
         return self._drop_disk_where(lambda block: block.host == host)
+
+    def drop_but(self, host: HostId, stores: Container[str]) -> list[Key]:
+        """Of a host's disks only these stores are left."""
+        return self._drop_disk_where(lambda block: block.host == host and block.store not in stores)
 
     def drop_store(self, store: str) -> list[Key]:
         return self._drop_disk_where(lambda block: block.store == store)

@@ -57,6 +57,7 @@ from spark_ft.protocol.messages import (
     Goodbye,
     Leaving,
     Message,
+    StoresServed,
     TaskUpdates,
     WorkerBeat,
     WorkerHello,
@@ -187,7 +188,8 @@ class SchedulerCore:
         return self._due_s
 
     def _wakeup(self) -> float | None:
-        waiting = self.executors.live or self.executors.workers or self.dag.jobs
+        executors = self.executors
+        waiting = executors.live or executors.workers or executors.orphaned or self.dag.jobs
         due_s = self._sweep_s if waiting and not self._stopping else None
         if self.placement.wakeup_s is not None:
             due_s = self.placement.wakeup_s if due_s is None else min(due_s, self.placement.wakeup_s)
@@ -267,6 +269,8 @@ class SchedulerCore:
                 self.copies.made(sender, message)
             case Leaving() if (leaver := self.executors.workers.get(sender)) is not None:
                 self.departures.leaves(leaver, message)
+            case StoresServed():
+                self.liveness.succession.served(sender, message)
             case ExecutorSpawned(executor, pid):
                 self.turn.note("executor_spawned", executor=executor, pid=pid)
             case ExecutorStacks(executor, text):

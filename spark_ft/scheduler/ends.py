@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from spark_ft.ids import Incarnation, TaskId
+from spark_ft.ids import DRIVER_HOST, Incarnation, TaskId
 from spark_ft.protocol.effects import JobFailure, MergeAccums
 from spark_ft.protocol.messages import (
     DropBlocks,
@@ -487,17 +487,23 @@ class Ends:
         if reason.block is None:
             # The task was sent where its cached block was, and did not find it there.
             self._forget_memory(attempt)
-            trouble = attempt.task.troubled()
-            trouble.fetches += 1
-            if trouble.fetches < _NOT_FOUND_MAX:
-                self._dag.requeue(attempt)
-            else:
-                self._fail(attempt, "BLOCK_LOST", f"{reason.evidence}: {reason.text}")
+            self._not_found(attempt, reason)
         elif self._recovery.block_lost(reason.block, reason.evidence):
             self._dag.requeue(attempt)
+        elif reason.host != DRIVER_HOST:
+            self._not_found(attempt, reason)  # it has been dropped since the task was sent
         else:
             text = f"a block on {reason.host} could not be read ({reason.evidence}): {reason.text}"
             self._blame_task(attempt, "BLOCK_LOST", text)
+
+    def _not_found(self, attempt: Attempt, reason: FetchFailed) -> None:
+        """A cached partition was not where the driver had said: nobody's fault, within bounds."""
+        trouble = attempt.task.troubled()
+        trouble.fetches += 1
+        if trouble.fetches < _NOT_FOUND_MAX:
+            self._dag.requeue(attempt)
+        else:
+            self._fail(attempt, "BLOCK_LOST", f"{reason.evidence}: {reason.text}")
 
     def _forget_memory(self, attempt: Attempt) -> None:
         executor: Incarnation = attempt.executor.id

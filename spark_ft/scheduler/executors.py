@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from spark_ft.ids import BlobId, Generation, HostId, Incarnation, NodeId, ShuffleId, TaskId
@@ -50,12 +51,17 @@ class Notice:
 class WorkerState:
     """One worker, as far as the driver has heard of it."""
 
-    __slots__ = ("executors", "has_spoken", "heard_s", "host", "id", "leaving", "unavailable")
+    __slots__ = (
+        "executors", "has_inherited", "has_spoken", "heard_s", "host", "id", "leaving", "unavailable",
+        "until_s",
+    )  # fmt: skip
 
     def __init__(self, id: Incarnation, host: HostId, now_s: float) -> None:
         self.id, self.host, self.heard_s = id, host, now_s
         self.executors: dict[Incarnation, ExecutorState] = {}
         self.has_spoken = False  # until its WorkerHello nobody knows where its host's outputs can be read
+        self.has_inherited = False  # it has said what of its host's stores it serves
+        self.until_s = inf  # gone, and its executors are orphans: until then they may find an heir
         self.unavailable: tuple[int, str] | None = None  # (tries, stderr): it has given up starting executors
         self.leaving: Notice | None = None
 
@@ -144,6 +150,7 @@ class Executors:
         self._settings = settings
         self.live: dict[Incarnation, ExecutorState] = {}
         self.workers: dict[Incarnation, WorkerState] = {}
+        self.orphaned: dict[HostId, WorkerState] = {}  # whose worker is gone and has no heir yet
         self.fenced: dict[Incarnation, None] = {}  # bounded: the oldest are forgotten first
         self.idle: dict[Incarnation, ExecutorState] = {}
         self.roomy: dict[Incarnation, ExecutorState] = {}
@@ -186,15 +193,35 @@ class Executors:
             del self.on_host[executor.host]
         self.fence(executor.id)
 
-    def remove_worker(self, worker: WorkerState) -> None:
-        assert not worker.executors
+    def orphan(self, worker: WorkerState, until_s: float) -> None:
+        """A worker is gone: its executors and its host's data wait for an heir (succession.py)."""
         del self.workers[worker.id]
         self.leaving.pop(worker.id, None)
         self.fence(worker.id)
         self._hosts[worker.host] -= 1
         if not self._hosts[worker.host]:
             del self._hosts[worker.host]
-            self.addresses.pop(worker.host, None)
+        worker.has_spoken = False
+        left = self.orphaned.setdefault(worker.host, worker)
+        left.until_s = min(left.until_s, until_s)
+        for executor in list(worker.executors.values()):
+            executor.worker = left
+            left.executors[executor.id] = executor
+            self.touch(executor)
+
+    def adopt(self, executor: ExecutorState, worker: WorkerState, now_s: float) -> None:
+        """From now on ``worker`` vouches for it; its word of busy seconds begins afresh."""
+        del executor.worker.executors[executor.id]
+        executor.worker, worker.executors[executor.id] = worker, executor
+        executor.cpu_s, executor.cpu_grew_s = -1.0, now_s
+        self.touch(executor)
+
+    def workers_on(self, host: HostId) -> list[WorkerState]:
+        return [worker for worker in self.workers.values() if worker.host == host]
+
+    def has_worker(self, executor: ExecutorState) -> bool:
+        """Whether somebody is there who could be told to do something to its process."""
+        return executor.worker.id in self.workers
 
     def fence(self, id: Incarnation) -> None:
         self.fenced[id] = None
@@ -202,8 +229,8 @@ class Executors:
             del self.fenced[next(iter(self.fenced))]
 
     def host_is_live(self, host: HostId) -> bool:
-        """Whether a live worker serves this host's stores."""
-        return host in self._hosts
+        """Whether a live worker serves this host's stores, or one may soon."""
+        return host in self._hosts or host in self.orphaned
 
     def staying(self) -> set[HostId]:
         """Hosts of which some worker has not been asked to leave."""

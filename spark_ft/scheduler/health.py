@@ -9,6 +9,7 @@ only ``task`` counts to ``max_failures`` (S14).
   HostError (disk full …)                                               host
   FetchFailed: refused, timeout                                         network
                missing, corrupt, incomplete, expired                    storage
+  a process that outlived its worker and has ended: how is not known     host
   an end that the engine itself brought about                           system
 
 Invariant
@@ -38,6 +39,8 @@ def signal_name(signal: int) -> str:
 
 def blame_of_exit(status: int, signal: int) -> str:
     """Who is to blame when an executor's process ends under a task."""
+    if status < 0:
+        return "host"
     if signal:
         return "task" if signal in _OWN_SIGNALS else "executor"
     return "system" if status in _ENGINE_EXITS else "task"
@@ -45,6 +48,8 @@ def blame_of_exit(status: int, signal: int) -> str:
 
 def exit_text(status: int, signal: int) -> str:
     """How an executor's process ended, for people."""
+    if status < 0:
+        return "executor process ended; its worker had not started it, so how cannot be known"
     ended = signal_name(signal) if signal else f"exit code {status}"
     return f"executor process ended with {ended}"
 

@@ -107,7 +107,10 @@ def _check_executors(core: SchedulerCore) -> None:
     everywhere: dict[int, Attempt] = {}
     for executor in executors.live.values():
         on[executor.host] = on.get(executor.host, 0) + 1
-        assert executors.workers[executor.worker.id] is executor.worker
+        worker = executor.worker
+        assert worker is executors.workers.get(worker.id) or (
+            worker is executors.orphaned.get(executor.host) and not executor.accepting
+        ), "S13: whose is it?"
         assert executor.worker.executors[executor.id] is executor, "S28"
         room = executor.slots - len(executor.running)
         assert room >= -max(DEPTH_MAX, core.settings.prefetch_tasks), "S12"

@@ -1,7 +1,8 @@
 """Executors and workers come and go: hellos, beats, exits, silence; and jobs that have nowhere to run.
 
   ExecutorExited            the process is gone; committed outputs are adopted (EX-4), its outputs stay (EX-2)
-  WorkerLost, PeerGone …    all its executors, and what lay on its host's disks, in one turn (WK-2)
+  WorkerLost, PeerGone …    its executors live on and its host's data waits, until an heir says what is left:
+                            the rest is lost in one turn (WK-1, WK-2, WK-3; succession.py)
   silence                   given up strictly later than the lease (S30), fenced, and killed by its worker
   stopped, or deaf to us    gets nothing more, and what waits in its queue is given to others at once
   a stall of the driver     is nobody's silence: all clocks here count awake time (CLK-4)
@@ -39,6 +40,7 @@ from spark_ft.scheduler.executors import Executors, ExecutorState, WorkerState
 from spark_ft.scheduler.health import blame_of_exit, exit_text
 from spark_ft.scheduler.leases import DEAF
 from spark_ft.scheduler.recovery import Recovery
+from spark_ft.scheduler.succession import Succession
 from spark_ft.scheduler.taskset import Attempt
 from spark_ft.scheduler.turn import Turn
 from spark_ft.settings import Settings
@@ -67,6 +69,7 @@ class Liveness:
         self._executors, self._attempts, self._blocks = executors, attempts, blocks
         self._dag, self._recovery, self._copies, self._ends = dag, recovery, copies, ends
         self._exclusion = exclusion
+        self.succession = Succession(settings, turn, executors, recovery, self._lose_orphan)
         self.wanted = settings.executor_instances  # executors that were asked for; 0: all there are
         self._empty_since_s: float | None = None  # jobs wait and no executor is there
         self._warned = False
@@ -264,15 +267,12 @@ class Liveness:
             self._dag.requeue(attempt)
 
     def lose_worker(self, worker: WorkerState, why: str) -> None:
-        """A worker is gone with its executors; with the last one of its host go the host's stores."""
-        self._turn.note("worker_lost", worker=worker.id, host=worker.host, why=why)
-        self._turn.out.append(ClosePeer(worker.id, True, why))
-        for executor in list(worker.executors.values()):
-            self._lose(executor, f"its worker is lost: {why}", "host")
-        self._executors.remove_worker(worker)
+        """A worker is gone; what it leaves behind waits for its heir."""
+        self.succession.worker_lost(worker, why)
         self._copies.maker_lost(worker.id)
-        if not self._executors.host_is_live(worker.host):
-            self._recovery.host_lost(worker.host)
+
+    def _lose_orphan(self, executor: ExecutorState, why: str, outputs: tuple[MapStatus, ...]) -> None:
+        self._lose(executor, why, "host", outputs=outputs)
 
     # --- Time passes ---
 
@@ -288,8 +288,10 @@ class Liveness:
             if cut == DEAF:
                 self._give_back(executor, cut)
         for executor, why in self._executors.silent(now_s):
-            self._turn.send(executor.worker.id, KillExecutor(executor.id, why))
+            if self._executors.has_worker(executor):
+                self._turn.send(executor.worker.id, KillExecutor(executor.id, why))
             self._lose(executor, why, "system" if executor.doomed else "executor")
+        self.succession.sweep()
         self._attempts.enforce()
         self.look_for_resources()
 

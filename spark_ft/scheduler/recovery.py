@@ -22,7 +22,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
 from spark_ft.protocol.effects import JobFailure
@@ -267,6 +267,24 @@ class Recovery:
         self._outputs_lost(self._outputs.lost(lambda s: s.host == host), "host lost")
         self._blocks_lost(self._blocks.drop_host(host), "host lost")
         self._health.forget_host(host)
+
+    def host_inherited(
+        self, host: HostId, kept: Iterable[MapStatus], stores: Container[str], alive: Container[str]
+    ) -> None:
+        """Another worker serves this host's disks (WK-3): outputs that are in ``kept`` just as we know them
+        stay, and blocks in ``stores``; of the ``alive`` everything; all else is lost."""
+        whole = {(o.store, o.segment, o.attempt, o.checksum) for o in kept}
+        self._outputs_lost(
+            self._outputs.lost(
+                lambda s: (
+                    s.host == host
+                    and s.store not in alive
+                    and (s.store, s.segment, s.attempt, s.checksum) not in whole
+                )
+            ),
+            "host lost",
+        )
+        self._blocks_lost(self._blocks.drop_but(host, stores), "host lost")
 
     def block_lost(self, ref: BlockRef, evidence: str) -> bool:
         """A cached partition's block cannot be read; False when no such block is known."""

@@ -107,7 +107,7 @@ class Stalls:
                 attempt=attempt.number, executor=executor.id, idle_s=round(idle_s, 3),
                 records=seen.progress.record_count, cpu_s=round(seen.progress.cpu_s, 3),
             )  # fmt: skip
-            self._turn.send(executor.worker.id, DumpStacks(executor.id))
+            self._ask(executor)
 
     def _give_up(self, attempt: Attempt, seen: Seen, idle_s: float) -> None:
         why = f"no progress and no CPU time for {idle_s:.0f} s"
@@ -162,7 +162,11 @@ class Stalls:
             for attempt in late:
                 self._late[attempt.task_id] = attempt, now_s + _STACKS_WAIT_S
             if late:
-                self._turn.send(executor.worker.id, DumpStacks(executor.id))
+                self._ask(executor)
+
+    def _ask(self, executor: ExecutorState) -> None:
+        if self._executors.has_worker(executor):
+            self._turn.send(executor.worker.id, DumpStacks(executor.id))
 
     def _time_out(self, attempt: Attempt, stack: str) -> None:
         if not attempt.counts or attempt.task_id not in attempt.executor.running:

@@ -263,6 +263,7 @@ def test_EX_7_a_zombie_of_a_host_that_stood_still_is_fenced_and_its_result_is_no
     zombie = wait_until(lambda: gate.pid_of(1), what="task 1")
     (added,) = running.log.of("executor_added", pid=zombie)
     (worker,) = running.log.of("worker_added", host=added["host"])
+    running.sc._driver.cluster.end_worker = lambda worker: None  # a host that is not in our power
     for pid in (worker["pid"], zombie):
         running.kill(pid, signal.SIGSTOP)
     assert_noticed(running, {added["executor"]}, within_s=LOST_AFTER_S + 1.5)

@@ -25,6 +25,7 @@ import pytest
 from spark_ft import closures
 from spark_ft.clock import BootClock
 from spark_ft.cluster.local import LocalCluster
+from spark_ft.cluster.processes import STATUS_UNKNOWN
 from spark_ft.errors import ClusterError, SettingsError
 from spark_ft.ids import AppId, BlobId, Incarnation, NodeId, TaskId, new_incarnation
 from spark_ft.lineage.sources import ParallelCollection
@@ -42,11 +43,13 @@ from spark_ft.protocol.messages import (
     Fenced,
     InlineResult,
     Killed,
+    KillExecutor,
     KillTask,
     Launch,
     LaunchTasks,
     Message,
     StageBlob,
+    StoresServed,
     Success,
     TaskEnd,
     TaskUpdates,
@@ -494,21 +497,49 @@ def test_a_stopped_warm_process_is_replaced(start: Callable[..., App]) -> None:
 
 
 @pytest.mark.parametrize("master", ["local[2]", "local-cluster[1,2,512]"])
-def test_WK_1_no_executor_outlives_its_worker_and_a_new_worker_takes_its_place(
+def test_WK_1_executors_outlive_their_worker_and_the_next_one_adopts_them(
     start: Callable[..., App], master: str
 ) -> None:
     app = start(master)
     old = app.up(2)
     worker = app.puppet.all(WorkerHello)[0].worker
     os.kill(app.worker_pid(), signal.SIGKILL)
-    dead(*old.values())
     wait_for(lambda: worker in app.puppet.gone, "the scheduler to hear of it", 1.0)
     if "cluster" in master:
         wait_for(lambda: app.puppet.all(WorkerLost), "the manager to say so", 1.0)
-    wait_for(lambda: len(set(app.executors()) - set(old)) == 2, "new executors")
+    wait_for(lambda: len(app.puppet.all(StoresServed)) == 2, "its heir")
+    assert set(app.puppet.all(StoresServed)[1].executors) == set(old)
     hello = app.puppet.all(WorkerHello)
     assert [m.host for m in hello] == ["host-0", "host-0"]
     assert hello[0].worker != hello[1].worker
+    for executor, pid in old.items():
+        assert alive(pid) and app.run(executor, lambda _, records: sum(records)) == 45
+    stopped, killed = old
+    os.kill(old[stopped], signal.SIGSTOP)  # nobody's child: the heir has to look
+    wait_for(lambda: ExecutorStopped(stopped, True) in app.puppet.all(ExecutorStopped), "its stop", 3.0)
+    os.kill(old[stopped], signal.SIGCONT)
+    os.kill(old[killed], signal.SIGKILL)
+    assert app.exit_of(killed).status == STATUS_UNKNOWN
+    wait_for(lambda: len(set(app.executors()) - set(old)) == 1, "one in its place")
+    app.send(hello[1].worker, KillExecutor(stopped, "the test says so"))
+    app.exit_of(stopped)
+    dead(*old.values())
+
+
+@pytest.mark.parametrize("master", ["local[2]", "local-cluster[1,2,512]"])
+def test_WK_1_orphans_end_when_the_application_stops(
+    start: Callable[..., App], master: str
+) -> None:
+    app = start(master)
+    old = app.up(2)
+    worker = app.cluster._workers[0].interpreter
+    app.cluster._stopping = True  # nobody takes over
+    worker.signal(signal.SIGKILL)
+    wait_for(lambda: app.cluster._workers[0].interpreter.wait(0.0), "the end of the worker")
+    assert all(alive(pid) for pid in old.values())
+    app.cluster._stopping = False
+    app.stop()
+    dead(*old.values(), deadline_s=1.0)
 
 
 def test_a_driver_that_is_killed_takes_everything_with_it(local_dir: Path) -> None:

@@ -48,6 +48,7 @@ from spark_ft.protocol.messages import (
     MapStatus,
     NotLoadable,
     StoredResult,
+    StoresServed,
     Success,
     TaskEnd,
     TaskUpdates,
@@ -637,6 +638,34 @@ class History:
         if world.worker_of(state.host) is None:
             world.host_gone(state.host)
 
+    def worker_is_replaced(self, rng: Random) -> None:
+        """Some of its executors outlive it, and its heir finds some of what lay on the host."""
+        world = self.world
+        if not world.core.executors.workers:
+            return
+        worker = rng.choice(sorted(world.core.executors.workers))
+        state = world.core.executors.workers[worker]
+        host, survivors = state.host, [e for e in state.executors if rng.random() < 0.6]
+        others = [w for w in world.core.executors.workers.values() if w.host == host and w is not state]
+        for executor in list(state.executors):
+            if executor not in survivors:
+                world.gone(executor)
+        world.tell("manager-1", WorkerLost(worker, "gone"))
+        world.pass_time(rng.choice([0.5, 1.0, 6.0]))
+        statuses = [s for o in world.core.outputs for s in o.statuses if s is not None and s.host == host]
+        kept = [s for s in statuses if (s.store, s.attempt) not in world.lost and rng.random() < 0.7]
+        if not others:  # what another serves is there, whatever this one finds
+            alive = [e.id for e in world.core.executors.live.values() if e.host == host]
+            gone = [s for s in statuses if s not in kept and s.store not in alive]
+            world.lost.update((s.store, s.attempt) for s in gone)
+        stores = tuple(sorted({s.store for s in statuses} | set(survivors)))
+        world.workers += 1
+        served = StoresServed(tuple(survivors), tuple(kept), stores)
+        world.add_worker(host, f"worker-{host}-{world.workers}", served)
+        for executor in survivors:
+            if executor not in world.core.executors.live:
+                world.gone(executor)
+
     def time_passes(self, rng: Random) -> None:
         self.world.pass_time(rng.choice([0.06, 0.5, 1.0, 6.0]))
 
@@ -763,7 +792,8 @@ ACTIONS = {  # and how often they come in a long history, in relation to each ot
     "who_may_leave_goes": 2,
     "killed_tasks_stop": 5, "an_output_rots": 3, "something_is_said_again": 2, "a_zombie_speaks": 2,
     "executor_comes": 8, "executor_dies": 4, "executor_falls_silent": 1, "executor_is_stopped": 1,
-    "link_to_an_executor_breaks": 1, "worker_is_lost": 2, "time_passes": 5, "the_driver_stalls": 1,
+    "link_to_an_executor_breaks": 1, "worker_is_lost": 2, "worker_is_replaced": 2,
+    "time_passes": 5, "the_driver_stalls": 1,
     "tasks_hang": 1,
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from spark_ft.protocol.effects import (
     Effect,
     Event,
     Exit,
+    Inherited,
     KillProcess,
     LeaveWanted,
     Measure,
@@ -54,6 +55,7 @@ from spark_ft.protocol.messages import (
     Message,
     RegisterWorker,
     ReleaseApp,
+    StoresServed,
     WorkerBeat,
     WorkerHello,
     WorkerRegistered,
@@ -135,6 +137,9 @@ def sent(effects: list[Effect], kind: type[Message]) -> list[Message]:
 
 def test_CM_7_a_worker_registers_every_second_until_it_is_answered() -> None:
     driven = Driven(has_manager=True)
+    assert driven.at(99.0) == [], "it has not seen yet what was here before it"
+    driven.event(Inherited())
+    driven.now_s = 100.0
     register = RegisterWorker(ME, HostId("host-0"), 7, 4, 4 << 30)
     assert sent(driven.at(102.5), RegisterWorker) == [register] * 3
     driven.tell(WorkerRegistered(), MANAGER)
@@ -398,3 +403,26 @@ def test_EX_13_a_worker_leaves_at_its_deadline_at_the_latest_and_at_once_when_no
     assert exits(driven.at(driven.now_s + 29.0)) == []
     assert exits(driven.at(driven.now_s + 2.0)) == [EXIT_LEFT]
     assert exits(Driven(has_manager=True).event(LeaveWanted(30.0))) == [EXIT_LEFT]
+
+
+# --- What was here before ------------------------------------------------------------------------
+
+
+def test_WK_1_executors_of_its_driver_are_adopted_and_others_ended() -> None:
+    driven = Driven()
+    mine, another = Incarnation("executor-a"), Incarnation("executor-b")
+    driven.event(Inherited(((mine, DRIVER), (another, OTHER)), (), ("executor-a", "executor-z")))
+    effects = driven.tell(assignment(2))
+    assert sent(effects, StoresServed) == [StoresServed((mine,), (), ("executor-a", "executor-z"))]
+    hello = next(
+        i for i, e in enumerate(effects) if isinstance(e, Send) and isinstance(e.message, WorkerHello)
+    )
+    served = next(
+        i for i, e in enumerate(effects) if isinstance(e, Send) and isinstance(e.message, StoresServed)
+    )
+    assert hello < served
+    assert KillProcess(another, SIGKILL) in effects and KillProcess(mine, SIGKILL) not in effects
+    assert len(spawned(effects)) == 1, "one of the two is there already"
+    (end,) = sent(driven.die(mine, status=-1, registered=True), ExecutorExited)
+    assert isinstance(end, ExecutorExited) and end.executor == mine
+    assert driven.tell(assignment(2)) == [], "told once"

@@ -641,6 +641,7 @@ def test_BL_11_a_cached_block_on_disk_outlives_its_executor_but_not_its_host() -
     stand.cancel(job)
     stand.kill_answers()
     stand.tell("manager-1", WorkerLost(f"worker-{host}", "gone"))
+    stand.add_worker(host, "worker-again")  # and what lay there is gone
     stand.submit(lineage, lineage.map(node))
     assert stand.one(0).launch.cached == ()
 

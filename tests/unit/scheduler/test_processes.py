@@ -1,8 +1,11 @@
 """Executors and workers die, stop, lie low, come back (rows EX, WK, CLK, CM)."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from spark_ft.ids import HostId, Incarnation
+from spark_ft.ids import HostId, Incarnation, JobId, NodeId, ShuffleId, TaskId
 from spark_ft.protocol.effects import PeerGone, ResourcesGranted
 from spark_ft.protocol.messages import (
     ExecutorHello,
@@ -14,6 +17,8 @@ from spark_ft.protocol.messages import (
     Killed,
     KillExecutor,
     KillTask,
+    MapStatus,
+    StoresServed,
     TaskEnd,
     TaskUpdates,
     WorkerBeat,
@@ -323,8 +328,9 @@ def test_a_process_whose_link_is_lost_and_whose_exit_is_never_told_is_killed() -
     assert [kill.executor for kill in stand.messages(KillExecutor)] == ["e0"]
 
 
+@pytest.mark.parametrize("heir", [True, False], ids=["an heir finds nothing", "nobody comes"])
 @pytest.mark.parametrize("how", ["told by the manager", "link lost", "silent"])
-def test_WK_2_a_lost_host_is_planned_at_once_for_all_shuffles(how: str) -> None:
+def test_WK_2_a_lost_host_is_planned_at_once_for_all_shuffles(how: str, heir: bool) -> None:
     lineage, stand = Lineage(), Stand(executors=2, hosts=2)
     first = lineage.shuffle(lineage.source(4), 4)
     second = lineage.shuffle(lineage.read(first), 4)
@@ -344,6 +350,11 @@ def test_WK_2_a_lost_host_is_planned_at_once_for_all_shuffles(how: str) -> None:
             stand.do(PeerGone(Incarnation("worker-h1"), "closed"))
         case "silent":
             stand.pass_time(11.0, silent=["worker-h1"])
+    assert [end.worker for end in stand.ended_workers] == ["worker-h1"]
+    if heir:
+        stand.add_worker("h1", "worker-h1-again")  # on a new disk
+    else:
+        stand.pass_time(stand.settings.worker_grace_s + 0.5)
     lost = {(note["shuffle"], note["map"]) for note in stand.noted("output_lost")}
     assert lost == {(s, i) for s, indices in on_h1.items() for i in indices}
     for task in [t for t in stand.open.values() if t.executor == "e1"]:
@@ -357,18 +368,115 @@ def test_WK_2_a_lost_host_is_planned_at_once_for_all_shuffles(how: str) -> None:
         assert stand.starts(shuffle) == {i: 2 if i in indices else 1 for i in range(4)}, "R2"
 
 
-def test_WK_3_a_host_whose_worker_was_replaced_in_time_loses_nothing() -> None:
-    lineage, stand = Lineage(), Stand(executors=1)
-    reduced = lineage.reduce(lineage.source(2), 1)
+def mapped(stand: Stand, lineage: Lineage) -> tuple[NodeId, JobId]:
+    """A job whose map stage is done, all of it on h0, and whose readers run."""
+    reduced = lineage.reduce(lineage.source(4), 2)
     job = stand.submit(lineage, reduced)
     while stand.running()[0].is_map:
         stand.succeed(stand.running()[0])
-    stand.add_worker("h0", "worker-h0-again")
-    stand.tell("manager-1", WorkerLost(Incarnation("worker-h0"), "restarted"))
-    stand.open.clear()
-    stand.add_executor("h0", "worker-h0-again")
+    return reduced, job
+
+
+def statuses(stand: Stand, shuffle: ShuffleId) -> list[MapStatus]:
+    return [status for status in stand.core.outputs[shuffle].statuses if status is not None]
+
+
+@pytest.mark.parametrize("loss_first", [True, False])
+def test_WK_1_executors_that_outlive_their_worker_compute_on_and_are_adopted(loss_first: bool) -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    _, job = mapped(stand, lineage)
+    stand.start(*stand.running())
+    loss = WorkerLost(Incarnation("worker-h0"), "killed")
+    served = StoresServed((Incarnation("e0"), Incarnation("e1")), (), ("e0", "e1"))
+    if loss_first:
+        stand.tell("manager-1", loss)
+        assert not any(executor.accepting for executor in stand.core.executors.live.values())
+        stand.succeed(stand.one(0))  # an orphan is still heard
+        stand.pass_time(2.0)
+    stand.add_worker("h0", "worker-2", served)
+    if not loss_first:
+        stand.tell("manager-1", loss)
+    assert all(executor.accepting for executor in stand.core.executors.live.values())
+    assert len(stand.noted("executor_adopted")) == 2 and not stand.noted("executor_lost")
+    stand.pass_time(12.0)
     stand.run(job)
-    assert set(stand.starts(lineage.nodes[reduced].shuffles[0]).values()) == {1}
+    assert stand.finished[job] is None and len(stand.launched) == 6, "R0"
+    assert not stand.noted("output_lost")
+
+
+def test_WK_1_one_that_did_not_outlive_it_costs_what_it_ran_and_its_last_output_is_adopted() -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    reduced = lineage.reduce(lineage.source(2), 1)
+    job = stand.submit(lineage, reduced)
+    stand.start(*stand.running())
+    dead, alive = stand.one(0), stand.one(1)
+    stand.tell("manager-1", WorkerLost(Incarnation("worker-h0"), "killed"))
+    del stand.open[dead.task]
+    served = StoresServed((alive.executor,), (stand.status(dead),), (dead.executor, alive.executor))
+    stand.add_worker("h0", "worker-2", served)
+    (lost,) = stand.noted("executor_lost")
+    assert (lost["executor"], lost["blame"]) == (dead.executor, "host")
+    stand.run(job)
+    assert stand.starts(lineage.nodes[reduced].shuffles[0]) == {0: 1, 1: 1}, "R0: it had committed"
+
+
+def test_WK_1_orphans_that_nobody_adopts_are_fenced_when_patience_ends() -> None:
+    lineage, stand = Lineage(), Stand(executors=2, hosts=2)
+    job = stand.submit(lineage, lineage.source(2))
+    stand.start(*stand.running())
+    stand.tell("manager-1", WorkerLost(Incarnation("worker-h0"), "killed"))
+    stand.pass_time(stand.settings.worker_grace_s - 0.5)
+    assert "e0" in stand.core.executors.live
+    stand.pass_time(1.5)
+    assert Incarnation("e0") in stand.fenced
+    for task in [t for t in stand.open.values() if t.executor == "e0"]:
+        del stand.open[task.task]
+    stand.run(job)
+    assert stand.starts() == {0: 2, 1: 1}, "R1"
+
+
+def test_WK_1_an_heir_is_told_to_end_what_was_given_up_meanwhile() -> None:
+    stand = Stand(executors=1, hosts=1)
+    stand.tell("manager-1", WorkerLost(Incarnation("worker-h0"), "killed"))
+    stand.pass_time(stand.settings.worker_grace_s + 1.0)
+    assert "e0" in stand.fenced
+    stand.add_worker("h0", "worker-2", StoresServed((Incarnation("e0"),), (), ("e0",)))
+    assert [kill.executor for kill in stand.messages(KillExecutor, "worker-2")] == ["e0"]
+
+
+def test_WK_3_outputs_that_an_heir_has_verified_are_read_and_the_others_computed_again() -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    reduced, job = mapped(stand, lineage)
+    (shuffle,) = lineage.nodes[reduced].shuffles
+    held = statuses(stand, shuffle)
+    stand.tell("manager-1", WorkerLost(Incarnation("worker-h0"), "the host went down"))
+    stand.open.clear()
+    stand.add_worker("h0", "worker-2", StoresServed((), tuple(held[1:]), ("e0", "e1")))
+    assert [note["map"] for note in stand.noted("output_lost")] == [0]
+    stand.add_executor("h0", "worker-2")
+    stand.run(job)
+    assert stand.starts(shuffle) == {0: 2, 1: 1, 2: 1, 3: 1}, "R2"
+
+
+def test_WK_4_an_older_copy_of_a_store_is_not_taken_for_the_one_we_know() -> None:
+    lineage, stand = Lineage(), Stand(executors=1)
+    reduced, job = mapped(stand, lineage)
+    (shuffle,) = lineage.nodes[reduced].shuffles
+    held = statuses(stand, shuffle)
+    changes: list[dict[str, Any]] = [
+        {"checksum": 7},
+        {"attempt": TaskId(77)},
+        {"segment": 3},
+        {"store": "e9"},
+    ]
+    old = [replace(status, **change) for status, change in zip(held, changes, strict=True)]
+    stand.tell("manager-1", WorkerLost(Incarnation("worker-h0"), "restored from a backup"))
+    stand.open.clear()
+    stand.add_worker("h0", "worker-2", StoresServed((), tuple(old), ("e0", "e9")))
+    assert sorted(note["map"] for note in stand.noted("output_lost")) == [0, 1, 2, 3]
+    stand.add_executor("h0", "worker-2")
+    stand.run(job)
+    assert stand.finished[job] is None
 
 
 def test_an_executor_of_a_worker_that_was_given_up_is_refused() -> None:
