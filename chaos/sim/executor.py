@@ -454,7 +454,6 @@ class Executor(Process):
         del self.memory[key]
         if run is not None:
             run.dropped.append(key)
-            run.cached = [c for c in run.cached if (c.node, c.partition) != key]
             if key[0] in self.world.lineage.spills and not full:
                 self._store(run, key, content)
 

@@ -30,6 +30,8 @@ def _answer(world: World, handle: Handle) -> None:
     rows = 0
     for partition in handle.partitions:
         content = world.contents[handle.results[partition]]
+        if content.mixed:
+            raise ViolationError("S6", f"job {handle.job}, partition {partition}: {content.mixed}")
         whole = joined(whole, content.provenance)
         rows += content.rows
     for partition in handle.partitions:
@@ -74,7 +76,8 @@ def _explained(world: World, handle: Handle, failure: JobFailure) -> bool:
         case "INDETERMINATE_OUTPUT_ROLLBACK":
             shuffles, nodes = handle.shape.shuffles.keys(), handle.shape.nodes.keys()
             fickle = shuffles & (lineage.random | lineage.chatty) or nodes & lineage.fickle
-            return bool(fickle) and (handle.final or shadow.jobs[handle.job].rollbacks >= 49)
+            endless = shadow.jobs[handle.job].rollbacks >= 49 or "again and again" in failure.text
+            return bool(fickle) and (handle.final or endless)
         case "NO_RESOURCES":
             empty_s = shadow.empty_longest_s
             if shadow.empty_since_s is not None:

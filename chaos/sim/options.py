@@ -23,6 +23,10 @@ FAULTS = {
 }  # fmt: skip
 
 
+# 1.0 lets persisted partitions come out different each time; see "Known and left" in docs/simulation.md.
+FICKLE = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """One draw.  Times in virtual seconds."""
@@ -104,7 +108,7 @@ def draw(rng: Random) -> Options:
         indeterminate=rng.choice([0.0, 0.0, 0.4, 0.8]),
         chatty=rng.choice([0.0, 0.0, 0.3]),
         persisted=rng.choice([0.0, 0.3, 0.5]),
-        fickle=rng.choice([0.0, 0.0, 0.5]),
+        fickle=rng.choice([0.0, 0.0, 0.5]) * FICKLE,
         replicated=rng.choice([0.0, 0.0, 0.5]),
         poison=rng.choice([0.0, 0.0, 0.0, 0.5]),
         stored=rng.choice([0.0, 0.3]),

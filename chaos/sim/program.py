@@ -29,10 +29,11 @@ _NONE: Provenance = {}
 class Content:
     """What a partition, or a map output, holds.  Equal content is equal in ``value``."""
 
-    __slots__ = ("nonce", "provenance", "rows", "value")
+    __slots__ = ("mixed", "nonce", "provenance", "rows", "value")
 
     def __init__(self, value: int, rows: int, provenance: Provenance, nonce: int = 0) -> None:
         self.value, self.rows, self.provenance, self.nonce = value, rows, provenance, nonce
+        self.mixed = ""  # what met in it that must not: a task may see it, nobody may use it
 
 
 def joined(ours: Provenance, theirs: Provenance) -> Provenance:
@@ -47,6 +48,18 @@ def joined(ours: Provenance, theirs: Provenance) -> Provenance:
         if known is not contents and [c.value for c in known] != [c.value for c in contents]:
             raise ViolationError("S6", f"two contents of {shuffle} meet")
     return both
+
+
+def _met(ours: Provenance, theirs: Provenance, mixed: str) -> tuple[Provenance, str]:
+    """As ``joined``; what met that must not is noted instead."""
+    if theirs is ours or not theirs:
+        return ours, mixed
+    if not ours:
+        return theirs, mixed
+    try:
+        return joined(ours, theirs), mixed
+    except ViolationError as met:
+        return ours, mixed or met.text
 
 
 def share(content: Content, reduce_count: int, reduce_index: int) -> int:
@@ -146,24 +159,25 @@ class Lineage:
             known[key] = found
             return found
         parts: list[int] = [id, partition]
-        rows, provenance = 0, _NONE
+        rows, provenance, mixed = 0, _NONE, ""
         for shuffle in node.shuffles:
             outputs = read(shuffle)
-            provenance = joined(provenance, {shuffle: outputs})
+            provenance, mixed = _met(provenance, {shuffle: outputs}, mixed)
             count = self.shuffles[shuffle].reduce_count
             for output in outputs:
                 parts.append(output.value)
                 rows += share(output, count, partition)
-                provenance = joined(provenance, output.provenance)
+                provenance, mixed = _met(provenance, output.provenance, mixed or output.mixed)
         for narrow in node.narrow:
             for parent in narrow.mapping.parents(partition):
                 below = self.compute((narrow.parent, parent), read, held, fresh, known, chance)
                 parts.append(below.value)
                 rows += below.rows
-                provenance = joined(provenance, below.provenance)
+                provenance, mixed = _met(provenance, below.provenance, mixed or below.mixed)
         if not node.shuffles and not node.narrow:
             rows = self.size_of(id, partition)
         content = known[key] = Content(hash(tuple(parts)), rows, provenance)
+        content.mixed = mixed
         if id in self.fickle:
             assert chance is not None
             content.nonce = chance(key)
@@ -176,7 +190,9 @@ class Lineage:
     def output(self, shuffle: ShuffleId, content: Content, chance: int) -> Content:
         """The map output that is written of a partition."""
         nonce = chance if shuffle in self.random else 0
-        return Content(hash((shuffle, content.value, nonce)), content.rows, content.provenance, nonce)
+        made = Content(hash((shuffle, content.value, nonce)), content.rows, content.provenance, nonce)
+        made.mixed = content.mixed
+        return made
 
     def checked(self, target: NodeId, partition: int, content: Content) -> None:
         """Raise unless this is what the partition holds, given the data its provenance says it was built

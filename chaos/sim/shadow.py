@@ -545,6 +545,8 @@ class Shadow:
                 raise ViolationError(
                     "S6", f"task {attempt.task} counts: it read an old generation of {shuffle}"
                 )
+        if met := self._world.contents[output.attempt].mixed:
+            raise ViolationError("S6", f"output {output.map_index} of shuffle {output.shuffle} counts: {met}")
         registered[output.map_index] = status
 
     def _finished(self, effect: FinishJob) -> None:

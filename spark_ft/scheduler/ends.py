@@ -55,6 +55,7 @@ _OOMS_MAX = 2
 _IN_VAIN_MAX = 20  # kills in a row without any progress: by whomever, it cannot go on
 _PACE = 1.5  # times the median of the stage is no slower than usual
 _TEXT_MAX = 500  # characters of an error in a note
+_ATTEMPTS_REFUSED_MAX = 50  # of one task, before a success that cannot count ends the job (L1)
 _NOT_FOUND_MAX = 20  # times that one task may miss what the driver believed to be there
 
 
@@ -152,7 +153,10 @@ class Ends:
                 why = "a persisted partition that it kept is not what its other inputs were built from"
                 where = {"stage": attempt.stage.id, "partition": attempt.partition}
                 self._turn.note("output_refused", **where, why=why)
-                self._dag.requeue(attempt, _REFUSED_DELAY_S)
+                if attempt.number < _ATTEMPTS_REFUSED_MAX:
+                    self._dag.requeue(attempt, _REFUSED_DELAY_S)
+                else:
+                    self._fail(attempt, "INDETERMINATE_OUTPUT_ROLLBACK", f"{why}, again and again")
             case _:
                 assert_never(reason)
 
@@ -164,6 +168,7 @@ class Ends:
             return True
         current = self._is_current(attempt)
         refused = dict.fromkeys(executor.purging.pop(end.task, ()))
+        anew = {block.node for block in end.cached if block.checksum}
         for node, partition in end.dropped:
             if self._blocks.drop_memory(executor.id, (node, partition)):
                 self._turn.note("uncached", node=node, partition=partition, executor=executor.id)
@@ -182,6 +187,8 @@ class Ends:
                 refused[block.node] = None
                 continue
             refused.update(dict.fromkeys(gone))
+            # What stood on the old one is dropped; what this attempt has read of that is not of this one.
+            usable = usable and not (gone & set(attempt.stage.tree.persisted)) - anew
             if block.node not in gone:
                 self._copies.cached(block)
             self._turn.note(
@@ -399,6 +406,8 @@ class Ends:
         """A dead executor had committed this attempt's output: it counts as reported (EX-4)."""
         if not attempt.counts or not self._is_output_of(attempt, output):
             return False
+        if any(key in self._blocks.checksums for key in attempt.keeps):
+            return False  # whether what it has kept is the same as before died with it (BL-12)
         self._turn.note("output_adopted", shuffle=output.shuffle, map=output.map_index, task=attempt.task_id)
         self._succeeded(attempt, Success(output), output.accums)
         return True

@@ -877,6 +877,40 @@ def test_BL_12_what_was_built_from_a_cached_partition_that_came_out_different_is
     assert sorted(stand.core.blocks.held[node]) == [0, 1], "what was not lost is kept"
 
 
+def one_on_the_other(stand: Stand) -> tuple[NodeId, NodeId, NodeId]:
+    """Two persisted nodes, the second made of the first, of which the first is gone from memory; and a node
+    that needs both."""
+    lineage = Lineage()
+    below = lineage.persist(lineage.source(1))
+    above = lineage.persist(lineage.map(below))
+    stand.submit(lineage, above)
+    held = (in_memory(below, 0, checksum=10), in_memory(above, 0, checksum=20))
+    stand.succeed(stand.one(0), cached=held)
+    stand.submit(lineage, lineage.source(1))
+    stand.succeed(stand.one(0), dropped=((below, 0),))
+    both = lineage.zip(above, below)
+    stand.submit(lineage, lineage.reduce(both, 1))
+    return below, above, both
+
+
+def test_BL_12_an_attempt_that_read_what_stood_on_another_edition_does_not_count() -> None:
+    stand = Stand(executors=1)
+    below, above, _ = one_on_the_other(stand)
+    stand.succeed(stand.one(0), cached=(in_memory(below, 0, checksum=99),))  # it has read ``above`` as it was
+    assert stand.kinds()["output_refused"] == 1 and not stand.core.blocks.held[above]
+    stand.pass_time(1.0)
+    stand.succeed(stand.one(0), cached=(in_memory(above, 0, checksum=98),))
+    assert stand.kinds()["output_refused"] == 1
+
+
+def test_BL_12_an_output_is_not_adopted_when_what_its_attempt_has_kept_died_with_it() -> None:
+    stand = Stand(executors=1)
+    one_on_the_other(stand)
+    writer = stand.one(0)
+    stand.exit(writer.executor, outputs=[stand.status(writer)])
+    assert not stand.kinds()["output_adopted"]
+
+
 def test_BL_12_a_cached_partition_that_comes_out_the_same_costs_nothing_else() -> None:
     stand = Stand(executors=2)
     _, node, shuffle, job = two_uses(stand)
