@@ -39,6 +39,7 @@ from chaos.workloads.registry import WORKLOADS
 
 TRUE, FALSE, UNKNOWN = "true", "false", "unknown"
 SEEN_S = 0.1  # how much later than written a line of the event log is seen, at most, on a machine in time
+STOPS_WITHIN_S = 2.0  # an application that is asked to stop
 SOON_S = 0.25  # a fault is stamped before it is made: what it takes shows no earlier than that, give or take
 
 Event = Mapping[str, Any]
@@ -176,8 +177,11 @@ def losses(history: History) -> tuple[str, list[str], Mapping[str, Any]]:
     """Executors, workers and outputs are lost only if a fault took them."""
     wrong = []
     counts: Counter[str] = Counter()
+    leaving_s = leaves_from_s(history)
     for event in history.events:
         kind = event["event"]
+        if event["seen_s"] >= leaving_s:
+            break
         if kind == "executor_lost":
             names = {event["executor"], event["host"]}
             wanted = {PROCESS, WORKER}
@@ -195,6 +199,13 @@ def losses(history: History) -> tuple[str, list[str], Mapping[str, Any]]:
             told = {k: v for k, v in event.items() if k not in ("event", "t_ms")}
             wrong.append(f"{kind} that no fault explains: {told}")
     return verdict_of(wrong), wrong[:10], counts
+
+
+def leaves_from_s(history: History) -> float:
+    """From when processes go because the application is being stopped: its last job is over by then."""
+    ends = [event["seen_s"] for event in history.of("application_end")]
+    jobs = [event["seen_s"] for event in history.of("job_end")]
+    return max([ends[-1] - STOPS_WITHIN_S, *jobs[-1:]]) if ends else float("inf")
 
 
 def explained(history: History, event: Event, wanted: Iterable[str], names: set[str]) -> bool:

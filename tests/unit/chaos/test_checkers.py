@@ -120,6 +120,16 @@ def test_an_executor_that_nobody_took_may_not_be_lost():
     assert verdict("losses", history(lost(1.1), faults=[invocation(takes=frozenset({TIME}))])) == FALSE
 
 
+def test_processes_that_go_when_the_application_stops_are_no_losses():
+    over = {"event": "job_end", "job": 0, "ok": True, "seen_s": 5.0}
+    stopped = {"event": "application_end", "seen_s": 6.0}
+    assert verdict("losses", history(over, lost(5.9, "executor-2"), stopped)) == TRUE
+    assert verdict("losses", history(over, lost(5.9, "executor-2"))) == FALSE
+    assert verdict("losses", history(lost(4.9, "executor-2"), over, stopped)) == FALSE
+    late = {**stopped, "seen_s": 9.0}
+    assert verdict("losses", history(over, lost(5.9, "executor-2"), late)) == FALSE
+
+
 def test_a_killed_executor_takes_no_outputs_with_it():
     told = {"event": "output_lost", "shuffle": 0, "map": 1, "evidence": "host lost", "seen_s": 1.2}
     assert verdict("losses", history(told)) == FALSE
