@@ -26,6 +26,7 @@ from typing import Any
 
 from spark_ft import accumulators, closures
 from spark_ft.clock import BootClock, wall_ms
+from spark_ft.cluster.copier import Copier
 from spark_ft.cluster.local import LocalCluster
 from spark_ft.driver.eventlog import open_event_log
 from spark_ft.driver.handle import JobHandle
@@ -35,6 +36,7 @@ from spark_ft.ids import (
     DRIVER_HOST,
     AppId,
     BlobId,
+    Fingerprint,
     Generation,
     HostId,
     Incarnation,
@@ -49,17 +51,22 @@ from spark_ft.lineage.shape import shape_of
 from spark_ft.log import get_logger
 from spark_ft.protocol.effects import (
     CancelJobs,
+    Copy,
+    CopyEnded,
     Decommission,
     DeliverResult,
+    DropStores,
     Effect,
     EndWorker,
     Event,
     FinishJob,
+    Forget,
     JobFailure,
     JobSubmitted,
     LearnHosts,
     MergeAccums,
     Note,
+    Received,
     Released,
     ResultLost,
     SendBlob,
@@ -137,6 +144,9 @@ class Driver:
                 max_message_bytes=settings.max_message_bytes,
                 on_error=self._core_failed,
             )
+            relays = Incarnation(f"{self.me}-relays")  # a store has one writer, and ours is self.me's
+            root = self._roots[DRIVER_HOST]
+            self._copier = Copier(relays, DRIVER_HOST, root, self._token, settings, self._copied)
             failed.pop_all()
         try:
             self._server.start()
@@ -339,10 +349,20 @@ class Driver:
                     self._host.send(effect.to, blob)
             case EndWorker(worker):
                 self.cluster.end_worker(worker)
+            case Copy():
+                self._copier.copy(effect)
+            case Forget():
+                self._copier.forget(effect.nodes, effect.copies)
+            case DropStores():
+                self._copier.drop(Fingerprint(item) for item in effect.fingerprints)
             case LearnHosts():
                 self._hosts.update({HostId(host): endpoint for host, endpoint in effect.hosts.items()})
             case _:
                 raise AssertionError(f"a scheduler does not ask for {effect!r}")
+
+    def _copied(self, ended: CopyEnded) -> None:
+        """In the copier's thread: our own answer comes as a worker's would."""
+        self._host.post(Received(self.me, ended.made))
 
     def _note(self, kind: str, fields: Mapping[str, object]) -> None:
         """The one stream of what happens: to the event log, the status and the listeners alike."""
@@ -384,6 +404,7 @@ class Driver:
             self._client.close()
         if self._writer is not None:
             self._writer.close()
+        self._copier.close()
         self._note("application_end", {"app": self.app_id})
         if self._events is not None:
             self._events.close()

@@ -9,6 +9,8 @@ An item is one map output or one persisted partition.  It wants its data on so m
 alone is first written down by that executor; blocks and outputs are pulled by a worker of another host
 into a store of its own.  Nobody waits for a copy: no task, no stage.
 
+What a reader's host cannot reach is put where it can (NET-8): on a third host, or else with the driver.
+
 What is on a host that leaves (departures.py) does not count: it is copied to one that stays, and then the
 place on the leaving host is forgotten in the same turn (EX-13).
 
@@ -22,10 +24,11 @@ Invariants
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
+from spark_ft.ids import DRIVER_HOST, Fingerprint, HostId, Incarnation, NodeId, ShuffleId
+from spark_ft.protocol.effects import Copy, Forget
 from spark_ft.protocol.messages import (
     BlockRef,
     CachedBlock,
@@ -38,6 +41,7 @@ from spark_ft.protocol.messages import (
 from spark_ft.scheduler.cached import CachedBlocks, Holding
 from spark_ft.scheduler.executors import Executors, WorkerState
 from spark_ft.scheduler.health import NETWORK_EVIDENCE, Health
+from spark_ft.scheduler.links import Links
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.recovery import Recovery
 from spark_ft.scheduler.turn import Turn
@@ -87,10 +91,14 @@ class Copies:
         outputs: MapOutputTracker,
         blocks: CachedBlocks,
         health: Health,
+        links: Links,
         recovery: Recovery,
+        me: Incarnation,
     ) -> None:
         self._settings, self._turn, self._executors = settings, turn, executors
         self._outputs, self._blocks, self._health, self._recovery = outputs, blocks, health, recovery
+        self._links, self._me = links, me
+        self._relays: dict[OutputItem, HostId] = {}  # for whom a place within reach is wanted besides
         self.lacking: dict[Item, None] = {}  # in order
         self.waiting: dict[Item, None] = {}  # for a host that could take one after a while
         self.flying: dict[int, Flight] = {}
@@ -114,6 +122,11 @@ class Copies:
         """A partition is held somewhere more."""
         if self._blocks.replication.get(block.node, 1) > 1 or self.moving:
             self._want(PartitionItem(block.node, block.partition))
+
+    def server_came(self, host: HostId) -> None:
+        """A host has a new block server: it may take copies, and what is known of its links is void."""
+        self._links.forget_host(host)
+        self.look_again = True
 
     def maker_lost(self, maker: Incarnation) -> None:
         """A worker or an executor is gone with its orders."""
@@ -163,7 +176,11 @@ class Copies:
         return flight
 
     def _refuse(self, sender: Incarnation, told: CopyMade) -> None:
-        if not told.evidence:
+        if told.evidence:
+            return
+        if sender == self._me:
+            self._turn.out.append(Forget(copies=(told.number,)))
+        else:
             self._turn.send(sender, DropBlocks(copies=(told.number,)))
 
     def _accept(self, flight: Flight, told: CopyMade) -> bool:
@@ -175,6 +192,8 @@ class Copies:
                 return False
             if not outputs.add_copy(copy):
                 return False
+            if self._relays.pop(item, None) is not None:
+                outputs.tell()
             self._turn.note("output_copied", shuffle=item.shuffle, map=item.map_index, host=copy.host)
             return True
         holding, block = self._blocks.holding(item.node, item.partition), told.cached
@@ -209,11 +228,14 @@ class Copies:
         elif told.evidence in _UNREADABLE and isinstance(original, BlockRef):
             self._recovery.block_lost(original, told.evidence)
         elif told.evidence in NETWORK_EVIDENCE and worker is not None and original is not None:
-            self._health.link_failed(worker.host, original.host, self._turn.now_s)
+            self._links.failed(worker.host, original.host, self._turn.now_s)
+        elif told.evidence in NETWORK_EVIDENCE and original is not None:
+            self._links.failed(DRIVER_HOST, original.host, self._turn.now_s)
         elif told.evidence != "failed":
-            maker = worker or self._executors.live[flight.maker]
+            maker = worker or self._executors.live.get(flight.maker)
+            host = maker.host if maker is not None else DRIVER_HOST
             sizes = told.needed_bytes, told.free_bytes
-            self._health.host_failed(maker.host, told.evidence, told.text, *sizes, self._turn.now_s)
+            self._health.host_failed(host, told.evidence, told.text, *sizes, self._turn.now_s)
 
     # --- What follows ---
 
@@ -232,6 +254,7 @@ class Copies:
             self._find_lacking()
         if self.lacking:
             self._staying = self._executors.staying() if self.moving else set(self._executors.hosts())
+            self._staying.add(DRIVER_HOST)
         for item in list(itertools.islice(self.lacking, _A_TURN)) if self.lacking else ():
             if not self._has_room():
                 break
@@ -242,7 +265,8 @@ class Copies:
         self._tell()
 
     def _has_room(self) -> bool:
-        return any(self._load.get(id, 0) < _A_MAKER for id in self._executors.workers)
+        makers = (*self._executors.workers, self._me)
+        return any(self._load.get(id, 0) < _A_MAKER for id in makers)
 
     def _find_lacking(self) -> None:
         """Everything that may want copies.  Linear in all that is held; only when hosts come or go."""
@@ -263,9 +287,60 @@ class Copies:
         else:
             self._look_at_partition(item)
 
+    def relay(self, outputs: Iterable[tuple[ShuffleId, int]], reader: HostId) -> bool:
+        """This host reaches none of the places of these outputs: they are wanted on one that it reaches.
+        False when there is none (NET-8)."""
+        possible = False
+        for shuffle, index in outputs:
+            places = self._outputs[shuffle].locations(index)
+            if self._relay(places, reader) is not None:
+                possible = True
+                item = OutputItem(shuffle, index)
+                if item not in self._relays:
+                    self._turn.note("output_relayed", shuffle=shuffle, map=index, reader=reader)
+                self._relays[item] = reader
+                self._want(item)
+        return possible
+
+    def _relay(
+        self, places: Sequence[MapStatus], reader: HostId
+    ) -> tuple[Incarnation, HostId, MapStatus] | None:
+        """Who is to pull one of these for this reader, on which host: a third worker, or else the driver."""
+        now_s, cut = self._turn.now_s, self._links.is_cut
+        makers = [
+            (self._load.get(worker.id, 0), worker.id, worker.host)
+            for worker in self._executors.workers.values()
+            if worker.has_spoken and worker.leaving is None and worker.host != reader
+            if not self._health.backing_off(worker.host, now_s)
+        ]
+        relays = [(id, host) for _, id, host in sorted(makers)]
+        if DRIVER_HOST in self._executors.addresses:
+            relays.append((self._me, DRIVER_HOST))
+        for maker, host in relays:
+            for place in places:
+                if place.host != host and not cut(host, place.host, now_s) and not cut(reader, host, now_s):
+                    return maker, host, place
+        return None
+
+    def _relay_one(self, item: OutputItem, fingerprint: Fingerprint, places: Sequence[MapStatus]) -> None:
+        found = self._relay(places, self._relays[item])
+        if found is None:
+            del self._relays[item]
+        elif self._load.get(found[0], 0) >= _A_MAKER:
+            self._want(self._last(item))
+        else:
+            order = CopyOrder(self._next, output=found[2], fingerprint=fingerprint)
+            self._order(item, found[0], order, found[2])
+
     def _look_at_output(self, item: OutputItem) -> None:
         outputs = self._outputs.get(item.shuffle)
         places = outputs.locations(item.map_index) if outputs is not None else ()
+        if item in self._relays:
+            if outputs is not None and places:
+                self._relay_one(item, outputs.fingerprint, places)
+            else:
+                del self._relays[item]
+            return
         staying = [place for place in places if place.host in self._staying]
         if outputs is None or not places or len(staying) >= self._settings.shuffle_replicas:
             if outputs is not None and len(staying) < len(places):
@@ -371,7 +446,7 @@ class Copies:
             if not self._health.backing_off(worker.host, now_s)
             for source in sources
             if self._executors.host_is_live(source)
-            and not self._health.link_is_bad(worker.host, source, now_s)
+            and not self._links.is_cut(worker.host, source, now_s)
         ]
         if not pairs:
             self._put_off(item)
@@ -405,7 +480,10 @@ class Copies:
                 for order in orders
                 if (host := _source(order)) is not None and host in self._executors.addresses
             }
-            self._turn.send(maker, MakeCopies(tuple(orders), hosts))
+            if maker == self._me:
+                self._turn.out.append(Copy(maker, tuple(orders), hosts))
+            else:
+                self._turn.send(maker, MakeCopies(tuple(orders), hosts))
         self._orders.clear()
 
     # --- For tests and simulation ---
@@ -416,7 +494,7 @@ class Copies:
         for number, flight in self.flying.items():
             assert number < self._next and self._items_flying[flight.item] == number, "S28"
             live = self._executors.live if flight.original is None else self._executors.workers
-            assert flight.maker in live, "S13, S28: an order is with somebody who is gone"
+            assert flight.maker in live or flight.maker == self._me, "S13, S28: its maker is gone"
             load[flight.maker] = load.get(flight.maker, 0) + 1
         assert load == self._load and all(count <= _A_MAKER for count in load.values()), "S12, S29"
         assert len(self._items_flying) == len(self.flying), "S28"

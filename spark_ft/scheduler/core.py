@@ -68,11 +68,13 @@ from spark_ft.scheduler.cached import CachedBlocks
 from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.departures import Departures
+from spark_ft.scheduler.detours import Detours
 from spark_ft.scheduler.ends import Ends
 from spark_ft.scheduler.exclusion import Exclusion
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.health import Health
 from spark_ft.scheduler.invariants import check, check_idle
+from spark_ft.scheduler.links import Links
 from spark_ft.scheduler.liveness import Liveness
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.placement import Placement
@@ -105,16 +107,19 @@ class SchedulerCore:
         self.health = Health()
         self.attempts = Attempts(turn, self.executors)
         self.dag = Dag(settings, turn, self.executors, self.attempts, self.outputs, self.blocks)
+        self.links = Links(self.executors, self.outputs)
         self.recovery = Recovery(
             turn, self.executors, self.attempts, self.outputs, self.blocks, self.health, self.dag
         )
         self.copies = Copies(
-            settings, turn, self.executors, self.outputs, self.blocks, self.health, self.recovery
-        )
+            settings, turn, self.executors, self.outputs, self.blocks, self.health, self.links,
+            self.recovery, me,
+        )  # fmt: skip
         self.exclusion = Exclusion(settings, turn, self.executors, self.dag)
+        detours = Detours(turn, self.executors, self.links, self.copies)
         self.ends = Ends(
             settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health,
-            self.dag, self.recovery, self.copies, self.exclusion,
+            self.dag, self.recovery, self.copies, detours, self.exclusion,
         )  # fmt: skip
         self.liveness = Liveness(
             settings, versions or {}, turn, self.executors, self.attempts, self.blocks, self.dag,
@@ -124,8 +129,9 @@ class SchedulerCore:
         self.departures = Departures(settings, turn, self.executors, self.attempts, self.copies)
         self.releases = Releases(turn, self.executors, self.outputs, self.blocks, self.health, self.dag)
         self.placement = Placement(
-            settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health, self.dag
-        )
+            settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health,
+            self.links, self.dag,
+        )  # fmt: skip
         self._stopping = False
         self._every_s = min(_SWEEP_S, (settings.lost_after_s - settings.lease_s) / 4)
         self._stalled_s = 0.0  # how long the driver has been stalled in all
@@ -318,6 +324,7 @@ class SchedulerCore:
         self.stalls.sweep()
         self.exclusion.sweep()
         self.copies.sweep()
+        self.links.sweep(self.turn.now_s)
         slow_possible = False
         if self.settings.speculation:
             for stage in self.dag.active.values():

@@ -40,6 +40,7 @@ from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks
 from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
+from spark_ft.scheduler.detours import Detours
 from spark_ft.scheduler.exclusion import Exclusion
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.map_outputs import MapOutputTracker
@@ -84,11 +85,13 @@ class Ends:
         dag: Dag,
         recovery: Recovery,
         copies: Copies,
+        detours: Detours,
         exclusion: Exclusion,
     ) -> None:
         self._settings, self._turn, self._executors, self._attempts = settings, turn, executors, attempts
         self._outputs, self._blocks, self._health = outputs, blocks, board
         self._dag, self._recovery, self._copies, self._exclusion = dag, recovery, copies, exclusion
+        self._detours = detours
 
     # --- From executors ---
 
@@ -428,6 +431,11 @@ class Ends:
         output = self._registered(reason)
         if output is None:  # dropped or replaced since: one recovery serves all (BL-9)
             self._dag.requeue(attempt)
+        elif (
+            reason.evidence in health.NETWORK_EVIDENCE
+            and (after_s := self._detours.for_output(attempt, output)) is not None
+        ):
+            self._dag.requeue(attempt, after_s)
         elif self._is_lost(attempt, reason, output):
             self._dag.requeue(attempt)
             self._recover(attempt, reason)
@@ -497,6 +505,9 @@ class Ends:
             # The task was sent where its cached block was, and did not find it there.
             self._forget_memory(attempt)
             self._not_found(attempt, reason)
+        elif reason.evidence in health.NETWORK_EVIDENCE and self._detours.for_block(attempt, reason.host):
+            avoid(attempt.task, attempt.executor, self._turn.now_s, host=True)
+            self._dag.requeue(attempt)
         elif self._recovery.block_lost(reason.block, reason.evidence):
             self._dag.requeue(attempt)
         elif reason.host != DRIVER_HOST:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
-from spark_ft.ids import BlobId, Generation, HostId, Incarnation, NodeId, ShuffleId, TaskId
+from spark_ft.ids import DRIVER_HOST, BlobId, Generation, HostId, Incarnation, NodeId, ShuffleId, TaskId
 from spark_ft.scheduler.leases import Lease
 from spark_ft.settings import Settings
 
@@ -229,8 +229,8 @@ class Executors:
             del self.fenced[next(iter(self.fenced))]
 
     def host_is_live(self, host: HostId) -> bool:
-        """Whether a live worker serves this host's stores, or one may soon."""
-        return host in self._hosts or host in self.orphaned
+        """Whether a live worker serves this host's stores, or one may soon; the driver serves its own."""
+        return host in self._hosts or host in self.orphaned or host == DRIVER_HOST
 
     def staying(self) -> set[HostId]:
         """Hosts of which some worker has not been asked to leave."""

@@ -1,4 +1,4 @@
-"""Blame, and what follows from it: back-off of hosts, quarantine of stores, counters of bad links.
+"""Blame, and what follows from it: back-off of hosts, quarantine of stores, outputs out of reach.
 
 Blame is one of ``task``, ``executor``, ``host``, ``network``, ``storage``, ``system``, ``user-cancel``;
 only ``task`` counts to ``max_failures`` (S14).
@@ -26,7 +26,6 @@ _OWN_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 8: "SIGFPE", 11: "SIGSEGV"}
 _SIGNALS = {1: "SIGHUP", 2: "SIGINT", 7: "SIGBUS", 9: "SIGKILL", 15: "SIGTERM", **_OWN_SIGNALS}
 _ENGINE_EXITS = frozenset((70, 71, 73))  # an executor lost its driver, was told that it is fenced, or left
 _BACKOFF_S, _BACKOFF_MAX_S = 5.0, 60.0
-_LINK_BACKOFF_S = 10.0  # until a link that failed is tried again
 _CORRUPT_MAX = 2  # corruptions from one host before the store is given up
 _UNREACHABLE_MAX = 3  # bursts of refused or timed-out reads of one output before it is given up
 
@@ -73,7 +72,6 @@ class Health:
         self.hosts: dict[HostId, HostTrouble] = {}
         self.quarantined: set[str] = set()  # stores
         self._corrupt: dict[tuple[HostId, str], int] = {}
-        self.links: dict[tuple[HostId, HostId], float] = {}  # (reader, holder) -> cut, we think, until
         self._unreachable: dict[tuple[ShuffleId, Generation, int, str], tuple[int, float]] = {}
 
     def host_failed(
@@ -110,13 +108,6 @@ class Health:
             return True
         return False
 
-    def link_failed(self, reader: HostId, holder: HostId, now_s: float) -> None:
-        """A read over this link was refused or timed out: blame the link, not the host (NET-8)."""
-        self.links[(reader, holder)] = now_s + _LINK_BACKOFF_S
-
-    def link_is_bad(self, reader: HostId, holder: HostId, now_s: float) -> bool:
-        return self.links.get((reader, holder), 0.0) > now_s
-
     def unreachable(
         self, output: tuple[ShuffleId, Generation, int, str], launched_s: float, now_s: float
     ) -> bool:
@@ -144,5 +135,3 @@ class Health:
         self.hosts.pop(host, None)
         for key in [k for k in self._corrupt if k[0] == host]:
             del self._corrupt[key]
-        for link in [link for link in self.links if host in link]:
-            del self.links[link]

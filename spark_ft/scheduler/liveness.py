@@ -98,7 +98,7 @@ class Liveness:
             self._turn.note("worker_added", worker=sender, host=hello.host, pid=hello.pid)
             self._turn.out.append(LearnHosts({str(hello.host): hello.data_endpoint}))
             self.learn_hosts({hello.host: hello.data_endpoint})
-            self._copies.look_again = True
+            self._copies.server_came(hello.host)
         worker.has_spoken = True  # and every executor is told the address before it is sent a reader
         for executor in worker.executors.values():
             self._executors.touch(executor)

@@ -83,6 +83,10 @@ class ShuffleOutputs:
         self.copies[copy.map_index] = (*places[1:], copy)
         return True
 
+    def tell(self) -> None:
+        """Readers are to hear of copies that were added, whatever else changes."""
+        self._changed()
+
     def lose(self, map_index: int, is_lost: Callable[[MapStatus], bool]) -> bool:
         """Forget the places that ``is_lost``; true when the output is gone with them.  Its checksum stays:
         what is rebuilt in its place is compared with it."""

@@ -29,6 +29,7 @@ from spark_ft.scheduler.cached import CachedBlocks, survey
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.health import Health
+from spark_ft.scheduler.links import Links
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.quarantine import Quarantine
 from spark_ft.scheduler.stage import Stage
@@ -54,10 +55,12 @@ class Placement:
         outputs: MapOutputTracker,
         blocks: CachedBlocks,
         health: Health,
+        links: Links,
         dag: Dag,
     ) -> None:
         self._settings, self._turn, self._executors, self._attempts = settings, turn, executors, attempts
         self._outputs, self._blocks, self._health, self._dag = outputs, blocks, health, dag
+        self._links = links
         self._batches: dict[tuple[Incarnation, StageId], Batch] = {}
         self._quarantine = Quarantine(turn, executors, attempts, dag)
         self.wakeup_s: float | None = None
@@ -182,6 +185,10 @@ class Placement:
             return False
         if stage.tasks is not None and stage.tasks.failed_on and self._keeps_failing(stage.tasks, executor):
             return False
+        if self._links and stage.tree.parents:
+            host, now_s = executor.host, self._turn.now_s
+            if not self._links.can_read(stage, host, now_s) and self._links.readers(stage, now_s):
+                return False
         if stage.shuffle is None or not self._health.hosts:
             return True
         return not self._health.backing_off(executor.host, self._turn.now_s)

@@ -6,9 +6,9 @@ A recovery needs no more than the lineage of a live job, which names every shuff
 
 from __future__ import annotations
 
-from spark_ft.ids import BlobId, Fingerprint, NodeId, ShuffleId
+from spark_ft.ids import DRIVER_HOST, BlobId, Fingerprint, NodeId, ShuffleId
 from spark_ft.lineage.shape import LineageShape
-from spark_ft.protocol.effects import JobFailure, Released
+from spark_ft.protocol.effects import DropStores, JobFailure, Released
 from spark_ft.protocol.messages import DropBlocks, DropShuffles
 from spark_ft.scheduler.cached import CachedBlocks
 from spark_ft.scheduler.dag import Dag
@@ -91,5 +91,7 @@ class Releases:
         if fingerprints:
             for outputs in self._outputs:
                 outputs.sources.difference_update(shuffles)
+            if DRIVER_HOST in self._executors.addresses:  # it may have relayed some
+                self._turn.out.append(DropStores(fingerprints=tuple(fingerprints)))
             for worker in self._executors.workers.values():
                 self._turn.send(worker.id, DropShuffles(tuple(fingerprints)))

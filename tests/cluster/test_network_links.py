@@ -221,3 +221,46 @@ def test_NET_10_a_line_of_a_few_kilobytes_a_second_delays_data_and_nothing_else(
     assert len(quick_s) > 3 and sorted(quick_s)[len(quick_s) // 2] < 0.5
     assert not net.running.log.of("executor_lost")
     faultlib.assert_r0(net.running.events())
+
+
+# --- NET-8: between two of several hosts ----------------------------------------------------------
+
+
+def reducers_behind_a_cut(net: Network, tmp_path, hosts: int) -> Action:
+    """Map outputs on every host, then host-0 and host-1 cannot reach each other's, then the reducers read."""
+    running, gate, share = net.running, Gate(tmp_path / "gate"), Gate(tmp_path / "share")
+    numbers = running.sc.parallelize(range(NUMBERS), 2 * hosts).mapPartitionsWithIndex(share.share(hosts))
+    sums = numbers.map(lambda x: (x % 5, x)).reduceByKey(add, 2 * hosts)
+    action = Action(lambda: sorted(sums.mapPartitionsWithIndex(gate.hold).collect()))
+    wait_until(lambda: gate.waiting() == hosts, what="a reducer on every host")
+    assert len({event["host"] for event in running.log.of("task_start", kind="map")}) == hosts
+    net.proxy.cut("host-0", "host-1", plane="data")
+    gate.open()
+    return action
+
+
+def test_NET_8_two_hosts_out_of_each_others_reach_lose_no_output_while_a_third_reaches_both(
+    network, tmp_path
+) -> None:
+    net = network("local-cluster[3,1,512]", **QUICK, spark_speculation=False)
+    action = reducers_behind_a_cut(net, tmp_path, 3)
+    assert action.result(JOB_S) == SUMS
+    assert net.running.log.of("fetch_failed"), "nobody met the cut"
+    assert any(tally["touched"] for tally in net.proxy.tallies())
+    faultlib.assert_r0(net.running.events(), "map")
+    assert not net.running.log.of("output_lost") and not net.running.log.of("worker_lost")
+    late = net.running.log.of("task_start", kind="result")[3:]
+    assert {"host-2"} <= {event["host"] for event in late}
+
+
+def test_NET_8_the_driver_relays_between_two_hosts_out_of_each_others_reach(network, tmp_path) -> None:
+    net = network("local-cluster[2,1,512]", **QUICK, spark_speculation=False)
+    action = reducers_behind_a_cut(net, tmp_path, 2)
+    assert action.result(JOB_S) == SUMS
+    assert net.running.log.of("fetch_failed"), "nobody met the cut"
+    copied = net.running.log.of("output_copied")
+    assert copied and {event["host"] for event in copied} == {"driver"}
+    faultlib.assert_r0(net.running.events(), "map")
+    assert not net.running.log.of("output_lost") and not net.running.log.of("worker_lost")
+    net.proxy.heal()
+    net.assert_right()

@@ -286,7 +286,7 @@ def test_WK_2_a_copy_that_its_link_keeps_from_being_made_is_made_by_another_host
     stand.copy_fails("refused")
     stand.pass_time(5.0)
     assert not stand.orders, "neither link is tried again so soon"
-    stand.pass_time(6.0)
+    stand.pass_time(16.0)
     assert stand.orders
 
 

@@ -160,3 +160,61 @@ def test_BL_5_outputs_of_another_generation_are_refused(world: World) -> None:
 def test_without_a_way_to_other_hosts_a_far_output_is_refused(world: World) -> None:
     world.reader = ShuffleReader(StoreReader({NEAR: world.roots[NEAR]}), None, {NEAR})
     assert world.failure(world.put(FAR, 0)).evidence == "refused"
+
+
+# --- Copies ---
+
+
+def test_WK_2_the_copy_on_this_host_is_read_and_not_asked_for_elsewhere(world: World) -> None:
+    far, near = [world.put(FAR, 0), world.put(FAR, 1)], world.put(NEAR, 1)
+    outputs = MapOutputs(ShuffleId(1), Generation(1), 1, PRINT, tuple(far), (near,))
+    world.client.failing[1] = "refused"
+    records = [record for batch in world.reader.pairs(outputs, 0) for record in batch]
+    assert records == [(index, part) for index in range(2) for part in range(3)]
+
+
+def test_NET_8_what_one_host_does_not_give_is_read_from_the_next_for_a_while(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    third = HostId("third")
+    root = tmp_path / third
+    world.stores[third] = StoreWriter(
+        root / "stores" / "x-third", third, segment_bytes=8 << 20, transaction_bytes=1 << 20
+    )
+    world.client.readers[third] = StoreReader({third: root})
+    asked: list[HostId] = []
+    fetch = world.client.fetch
+
+    def cut(requests: Any) -> Any:
+        asked.extend(host for host, _ in requests)
+        for index, (host, _) in enumerate(requests):
+            if host == FAR:
+                yield from fetch(requests[:index])
+                raise RemoteFetch(index, "timeout", "nothing came")
+        yield from fetch(requests)
+
+    world.client.fetch = cut  # type: ignore[method-assign]
+    first = [world.put(third, 0), world.put(FAR, 1), world.put(NEAR, 2), world.put(FAR, 3)]
+    copies = (world.put(third, 1), world.put(third, 3))
+    outputs = MapOutputs(ShuffleId(1), Generation(1), 1, PRINT, tuple(first), copies)
+    expected = [(index, part) for index in range(4) for part in range(3)]
+    for _ in range(2):
+        assert [record for batch in world.reader.pairs(outputs, 0) for record in batch] == expected
+    assert asked == [third, FAR, FAR, *[third] * 5], "the second time nobody asks in vain"
+    lone = MapOutputs(ShuffleId(1), Generation(1), 1, PRINT, tuple(first))
+    with pytest.raises(FetchError) as caught:
+        list(world.reader.pairs(lone, 0))
+    assert (caught.value.failed.map_index, caught.value.failed.evidence) == (1, "timeout")
+    for store in world.stores.values():
+        store.close()
+
+
+def test_BL_3_damage_is_told_and_not_passed_over_though_there_is_a_copy(world: World) -> None:
+    far, near = world.put(FAR, 0), world.put(NEAR, 0)
+    outputs = MapOutputs(ShuffleId(1), Generation(1), 1, PRINT, (near,), (far,))
+    path = world.roots[NEAR] / "stores" / near.store
+    lmdb_env.sweep()
+    assert path.is_dir()
+    world.stores[NEAR].drop_output(world.key(0))
+    with pytest.raises(FetchError) as caught:
+        list(world.reader.pairs(outputs, 0))
+    assert (caught.value.failed.host, caught.value.failed.evidence) == (NEAR, "missing")
