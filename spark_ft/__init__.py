@@ -16,21 +16,24 @@ if TYPE_CHECKING:
     from spark_ft.conf import SparkConf
     from spark_ft.context import SparkContext
     from spark_ft.files import SparkFiles
-    from spark_ft.rdd import RDD
+    from spark_ft.rdd import RDD, RDDBarrier
     from spark_ft.serializers import CPickleSerializer, MarshalSerializer
     from spark_ft.status import SparkExecutorInfo, SparkJobInfo, SparkStageInfo, StatusTracker
     from spark_ft.storagelevel import StorageLevel
-    from spark_ft.taskcontext import TaskContext
+    from spark_ft.taskcontext import BarrierTaskContext, BarrierTaskInfo, TaskContext
     from spark_ft.util import InheritableThread, inheritable_thread_target
 
 _WHERE = {
     "Accumulator": "accumulators",
     "AccumulatorParam": "accumulators",
+    "BarrierTaskContext": "taskcontext",
+    "BarrierTaskInfo": "taskcontext",
     "Broadcast": "broadcast",
     "CPickleSerializer": "serializers",
     "InheritableThread": "util",
     "MarshalSerializer": "serializers",
     "RDD": "rdd",
+    "RDDBarrier": "rdd",
     "SparkConf": "conf",
     "SparkContext": "context",
     "SparkExecutorInfo": "status",
@@ -47,10 +50,13 @@ __all__ = [
     "RDD",
     "Accumulator",
     "AccumulatorParam",
+    "BarrierTaskContext",
+    "BarrierTaskInfo",
     "Broadcast",
     "CPickleSerializer",
     "InheritableThread",
     "MarshalSerializer",
+    "RDDBarrier",
     "SparkConf",
     "SparkContext",
     "SparkExecutorInfo",

@@ -7,12 +7,14 @@ starts inside a task sees the task's context too, as long as only one task runs 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-__all__ = ["TaskContext"]
+from spark_ft.errors import PySparkRuntimeError
+
+__all__ = ["BarrierTaskContext", "BarrierTaskInfo", "TaskContext"]
 
 _running: dict[int, TaskContext] = {}  # by thread ident
 
@@ -47,7 +49,7 @@ class TaskContext:
 
         The runner makes one from stage, partition, attempt (from 0), task, properties, cpus, ….
         """
-        current = cls.get()
+        current = TaskContext.get()
         if current is not None and not facts and not more:
             return current
         made = super().__new__(cls)
@@ -101,3 +103,57 @@ class TaskContext:
             _running.pop(threading.get_ident(), None)
         else:
             _running[threading.get_ident()] = context
+
+
+class BarrierTaskInfo:
+    """Of one task of a barrier stage: the ``address`` of its executor, as host:number."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+
+class BarrierTaskContext(TaskContext):
+    """The context of a task of a barrier stage: its peers, and meeting them."""
+
+    _addresses: Sequence[str] = ()
+    _meet: Callable[[int, str, str], list[str]] | None = None
+    _round = 0  # calls so far
+
+    @classmethod
+    def get(cls) -> BarrierTaskContext:
+        """The running task's context.  Raises PySparkRuntimeError (NOT_IN_BARRIER_STAGE) in any other task,
+        and on the driver."""
+        current = TaskContext.get()
+        if not isinstance(current, BarrierTaskContext):
+            raise PySparkRuntimeError(errorClass="NOT_IN_BARRIER_STAGE", messageParameters={})
+        return current
+
+    def barrier(self) -> None:
+        """Wait until every task of the stage has called this as often.
+
+        Raises SparkFtError (BARRIER_ABORTED) when that cannot be any more.
+        """
+        self._call("barrier", "")
+
+    def allGather(self, message: str = "") -> list[str]:
+        """Like ``barrier``; answers the messages of all tasks by partition."""
+        if not isinstance(message, str):
+            raise TypeError("Argument `message` must be of type `str`")
+        return self._call("allGather", message)
+
+    def getTaskInfos(self) -> list[BarrierTaskInfo]:
+        """Of all tasks of the stage, by partition."""
+        return [BarrierTaskInfo(address) for address in self._addresses]
+
+    def _join(self, addresses: Sequence[str], meet: Callable[[int, str, str], list[str]]) -> None:
+        """For the runner: who its peers are, and how it meets them."""
+        self._addresses, self._meet = addresses, meet
+
+    def _call(self, kind: str, message: str) -> list[str]:
+        if self._meet is None:
+            raise PySparkRuntimeError(
+                errorClass="CALL_BEFORE_INITIALIZE",
+                messageParameters={"func_name": kind, "object": "BarrierTaskContext"},
+            )
+        self._round += 1
+        return self._meet(self._round, kind, message)

@@ -105,6 +105,12 @@ class Lineage:
     def source(self, count: int, preferred: Mapping[int, tuple[HostId, ...]] | None = None) -> NodeId:
         return self.node(count, preferred=preferred)
 
+    def barrier(self, parent: NodeId) -> NodeId:
+        """A node above ``parent`` whose stage is a gang."""
+        id = self.map(parent)
+        self.nodes[id] = replace(self.nodes[id], barrier=True)
+        return id
+
     def map(self, parent: NodeId) -> NodeId:
         return self.node(self.nodes[parent].partition_count, [NarrowShape(parent, OneToOne())])
 

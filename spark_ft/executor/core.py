@@ -33,6 +33,7 @@ from dataclasses import dataclass, replace
 
 from spark_ft.ids import BlobId, Generation, HostId, Incarnation, ShuffleId, TaskId
 from spark_ft.protocol.effects import (
+    BarrierReached,
     Copy,
     CopyEnded,
     Effect,
@@ -49,12 +50,15 @@ from spark_ft.protocol.effects import (
     PeerGone,
     Progress,
     Received,
+    ReleaseBarrier,
     RunTask,
     Send,
     SlotEnded,
     SlotStarted,
 )
 from spark_ft.protocol.messages import (
+    BarrierReleased,
+    BarrierSync,
     BeatAck,
     BlobWanted,
     DropBlocks,
@@ -173,6 +177,8 @@ class ExecutorCore:
                 self._leave(within_s, now_s, out)
             case CopyEnded(owner, made):
                 out.append(Send(owner, made))
+            case BarrierReached(task, number, kind, text):
+                out.append(Send(self._driver, BarrierSync(task, number, kind, text)))
             case Progress():
                 self._progress(event, now_s, out)
             case _:  # Tick, and what is not for executors
@@ -199,11 +205,7 @@ class ExecutorCore:
     def _received(self, message: Message, now_s: float, out: list[Effect]) -> None:
         match message:
             case LaunchTasks():
-                for index, launch in enumerate(message.tasks):
-                    if launch.task not in self._held and launch.task not in self._given:
-                        self._held[launch.task] = _Held(message, index)
-                self._want_blob(message.blob, out)
-                self._give(now_s, out)
+                self._launched(message, now_s, out)
             case StageBlob(blob, payload, block):
                 self._blobs.add(blob)
                 self._wanted.discard(blob)
@@ -214,6 +216,8 @@ class ExecutorCore:
                 if generation not in known or known[generation].version < version:
                     known[generation] = message
                     self._give(now_s, out)
+            case BarrierReleased(task, number, texts, error):
+                out.append(ReleaseBarrier(task, number, texts, error))
             case KillTask(task, reason, queued_only):
                 self._kill(task, reason, queued_only, now_s, out)
             case BeatAck(number):
@@ -257,6 +261,13 @@ class ExecutorCore:
         elif self._leave_by_s is None:
             self._leave_by_s = now_s + within_s
             out.append(Send(self._driver, Leaving(within_s, "it was asked to leave")))
+
+    def _launched(self, message: LaunchTasks, now_s: float, out: list[Effect]) -> None:
+        for index, launch in enumerate(message.tasks):
+            if launch.task not in self._held and launch.task not in self._given:
+                self._held[launch.task] = _Held(message, index)
+        self._want_blob(message.blob, out)
+        self._give(now_s, out)
 
     def _drop(self, gone: DropBlocks, out: list[Effect]) -> None:
         self._blobs.difference_update(gone.blobs)

@@ -50,6 +50,7 @@ from spark_ft.protocol.effects import (
     Note,
     PeerGone,
     Progress,
+    ReleaseBarrier,
     RunTask,
 )
 from spark_ft.settings import Settings
@@ -133,6 +134,7 @@ class _Executor:
             max_message_bytes=settings.max_message_bytes,
             on_error=_failed,
         )
+        self._runner.barriers.post = self._host.post
         self._slot_count = spec["slots"]
         answer_requests(stacks_path(self._ready_path))
         self._marks = open_marks(marks_path(self._ready_path), spec["slots"])
@@ -148,6 +150,7 @@ class _Executor:
             LoadBlob: self._runner.load,
             Forget: self._forget,
             Copy: self._exporter.copy,
+            ReleaseBarrier: self._runner.barriers.release,
             InterruptTask: lambda effect: self._slots.interrupt(effect.task, effect.hard, effect.queued_only),
             Leased: lambda effect: self._slots.lease(effect.until_s),
             LearnHosts: self._learn,

@@ -23,6 +23,7 @@ from typing import Any
 from spark_ft import accumulators, broadcast, closures, failpoints, files, interrupts, rows
 from spark_ft.clock import perf_s
 from spark_ft.errors import BlockCorrupt, FetchError, StorageError
+from spark_ft.executor.barrier import Barriers
 from spark_ft.executor.env import Env, ProcessEnv, block_failed
 from spark_ft.executor.failures import UnpicklableResultError, reason_of, words_and_trace
 from spark_ft.executor.tidy import Tidy
@@ -50,7 +51,7 @@ from spark_ft.shuffle.writer import write_map_output
 from spark_ft.storage.blocks import OutputKey
 from spark_ft.storage.digest import Digest
 from spark_ft.storage.memory import Held
-from spark_ft.taskcontext import TaskContext
+from spark_ft.taskcontext import BarrierTaskContext, TaskContext
 
 _DEPTH_MAX = 100  # iterators nested in one another; each may need several frames
 _CHUNK = 1 << 20
@@ -74,6 +75,7 @@ class TaskRunner:
         self._stages: dict[BlobId, closures.Stage] = {}
         self._results: dict[BlobId, list[BlockRef]] = {}
         self._kept: dict[NodeId, list[BlockRef]] = {}  # persisted partitions in our store
+        self.barriers = Barriers()
         self._lock = threading.RLock()
         self._tidy: Tidy | None = None
         self._current: dict[TaskId, Env] = {}
@@ -148,6 +150,8 @@ class TaskRunner:
         finally:
             TaskContext._set(None)
             self._current.pop(launch.task, None)
+            if run.launch.gang:
+                self.barriers.forget(launch.task)
         for held in attempt.cached:
             if held.block is not None:
                 self.keep(held.node, held.block)
@@ -164,16 +168,18 @@ class TaskRunner:
         )
 
     def _attempt(self, stage_launch: LaunchTasks, launch: Launch, attempt: _Attempt) -> EndReason:
-        TaskContext._set(
-            TaskContext(
-                stage_launch.stage,
-                launch.partition,
-                launch.attempt,
-                launch.task,
-                dict(stage_launch.properties),
-                cpus=self._settings.task_cpus,
-            )
+        kind = BarrierTaskContext if stage_launch.gang else TaskContext
+        context = kind(
+            stage_launch.stage,
+            launch.partition,
+            launch.attempt,
+            launch.task,
+            dict(stage_launch.properties),
+            cpus=self._settings.task_cpus,
         )
+        if isinstance(context, BarrierTaskContext):
+            context._join(stage_launch.gang, partial(self.barriers.meet, launch.task))
+        TaskContext._set(context)
         files.ensure(stage_launch.properties, attempt.env)
         try:
             stage = self._stage(stage_launch.blob, attempt.env)

@@ -274,6 +274,13 @@ class MapPartitions(OneToOneNode):
         return chain.from_iterable(starmap(_call, ((self.function, partition, inputs[0]),)))
 
 
+class BarrierMap(MapPartitions):
+    """The same in a barrier stage."""
+
+    __slots__ = ()
+    barrier = True
+
+
 def _call(function: Callable[[int, Iterator[Any]], Any], partition: int, records: Iterator[Any]) -> Any:
     try:
         return function(partition, records)

@@ -69,6 +69,8 @@ class Node:
     # over one parent becomes one loop; None for every other kind.
     op: tuple[str, Callable[..., Any]] | None = None
 
+    barrier = False  # whether the tasks that compute it are launched all together
+
     def __init__(
         self,
         node_id: NodeId,

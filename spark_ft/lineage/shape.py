@@ -36,6 +36,7 @@ class NodeShape:
     preferred: MappingABC[int, tuple[HostId, ...]] = field(default_factory=dict)
     name: str = ""
     replication: int = 1
+    barrier: bool = False  # its tasks are launched together
 
 
 @record
@@ -81,7 +82,7 @@ def shape_of(target: Node) -> LineageShape:
         name, preferred = type(node).__name__, _preferred(node)
         nodes[node.id] = NodeShape(
             node.id, node.partition_count, tuple(narrow), tuple(wide), node.is_persisted, preferred, name,
-            node.storage.replication,
+            node.storage.replication, node.barrier,
         )  # fmt: skip
     return LineageShape(target.id, nodes, shuffles)
 

@@ -209,6 +209,16 @@ class SlotEnded:
 
 
 @record
+class BarrierReached:
+    """User code in a slot has called barrier() or allGather(), and waits (see BarrierSync)."""
+
+    task: TaskId
+    round: int
+    kind: str
+    message: str = ""
+
+
+@record
 class Progress:
     """Answers ``Measure`` in an executor: how far each running attempt is, CPU seconds of the process,
     anonymous memory in bytes."""
@@ -237,7 +247,7 @@ Event = (
     Received | PeerGone | Tick | CopyEnded | LeaveWanted
     | JobSubmitted | CancelJobs | Released | ResourcesGranted | ResultLost | Stopping | Decommission
     | Inherited | ChildSpawned | ChildExited | ChildStopped | ChildrenSeen | StacksDumped
-    | SlotStarted | SlotEnded | Progress
+    | SlotStarted | SlotEnded | BarrierReached | Progress
 )  # fmt: skip
 
 
@@ -397,6 +407,16 @@ class Leased:
 
 
 @record
+class ReleaseBarrier:
+    """Let an attempt that waits in barrier() go on, or raise ``error`` in it."""
+
+    task: TaskId
+    round: int
+    messages: tuple[str, ...]
+    error: str = ""
+
+
+@record
 class LoadBlob:
     """Keep a stage's functions for the tasks to come."""
 
@@ -475,7 +495,7 @@ Effect = (
     Send | SendBlob | ClosePeer | Note
     | DeliverResult | WithdrawResults | MergeAccums | FinishJob
     | SpawnExecutor | KillProcess | AskStacks | DropStores
-    | RunTask | InterruptTask | Leased | LoadBlob | Forget | Copy | LearnHosts | Exit
+    | RunTask | InterruptTask | ReleaseBarrier | Leased | LoadBlob | Forget | Copy | LearnHosts | Exit
     | Measure | EndWorker | Connect | WatchProcess
 )  # fmt: skip
 

@@ -84,6 +84,17 @@ class BlobWanted:
 
 
 @record
+class BarrierSync:
+    """An attempt of a barrier stage has called barrier() or allGather() (``kind``), for the ``round``-th
+    time, and waits.  Answered by BarrierReleased, or by the attempt's end."""
+
+    task: TaskId
+    round: int
+    kind: str
+    message: str = ""
+
+
+@record
 class ExecutorBeat:
     """Progress, every heartbeat interval: how far each running attempt is, CPU seconds of the
     process, memory in bytes.  ``acked``: the last beat whose answer has come, so that the driver knows that
@@ -149,7 +160,8 @@ class MapOutputs:
 @record
 class LaunchTasks:
     """Run these attempts, in order, as slots come free.  ``output`` is the shuffle that a map
-    stage writes, at which generation; None for a result stage."""
+    stage writes, at which generation; None for a result stage.  ``gang``: of a barrier stage, the
+    addresses of all its tasks' executors by partition."""
 
     blob: BlobId
     stage: int
@@ -158,6 +170,18 @@ class LaunchTasks:
     inputs: tuple[ShuffleInput, ...] = ()
     output: ShuffleInput | None = None
     properties: dict[str, str] = field(default_factory=dict)
+    gang: tuple[str, ...] = ()
+
+
+@record
+class BarrierReleased:
+    """Every member of the gang has made this call: ``messages`` by partition.  Or, with ``error``, nobody
+    need wait any more.  For an attempt that does not wait it means nothing."""
+
+    task: TaskId
+    round: int
+    messages: tuple[str, ...] = ()
+    error: str = ""
 
 
 @record
@@ -478,8 +502,9 @@ class Goodbye:
 
 
 Message = (
-    ExecutorHello | TaskUpdates | BlobWanted | ExecutorBeat
-    | ExecutorWelcome | Hosts | Fenced | StageBlob | MapOutputs | LaunchTasks | KillTask | DropBlocks | BeatAck
+    ExecutorHello | TaskUpdates | BlobWanted | BarrierSync | ExecutorBeat
+    | ExecutorWelcome | Hosts | Fenced | StageBlob | MapOutputs | LaunchTasks | BarrierReleased
+    | KillTask | DropBlocks | BeatAck
     | MakeCopies | CopyMade | Leave | MayLeave | Leaving
     | WorkerHello | StoresServed | ExecutorSpawned | ExecutorExited | ExecutorStopped | ExecutorStacks
     | ExecutorsUnavailable

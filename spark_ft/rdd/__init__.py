@@ -1,7 +1,7 @@
 """The RDD: one handle, its methods by theme.
 
 base.py fields and marks · transform.py · pairs.py · ordering.py · actions.py · numeric.py ·
-approx.py · saving.py; sampling.py and tasks.py hold what they run in tasks.
+approx.py · saving.py · barrier.py; sampling.py and tasks.py hold what they run in tasks.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from typing import TypeVar
 
 from spark_ft.lineage.partitioner import Partitioner, portable_hash
 from spark_ft.rdd.approx import ApproxMixin, BoundedFloat
+from spark_ft.rdd.barrier import RDDBarrier
 from spark_ft.rdd.base import Session
 from spark_ft.rdd.saving import SavingMixin
 from spark_ft.rdd.transform import union_of
 
-__all__ = ["RDD", "BoundedFloat", "Partitioner", "Session", "portable_hash", "union_of"]
+__all__ = ["RDD", "BoundedFloat", "Partitioner", "RDDBarrier", "Session", "portable_hash", "union_of"]
 
 T = TypeVar("T")
 
@@ -24,3 +25,7 @@ class RDD(ApproxMixin[T], SavingMixin[T]):
 
     Made by a SparkContext.  Transformations give another RDD and start nothing; actions run a job.
     """
+
+    def barrier(self) -> RDDBarrier[T]:
+        """Transformations whose tasks run all together or not at all."""
+        return RDDBarrier(self)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from spark_ft.errors import ContextInTaskError, UsageError
 from spark_ft.ids import Fingerprint, NodeId, ShuffleId
-from spark_ft.lineage.dependency import ShuffleDependency
+from spark_ft.lineage.dependency import NarrowDependency, ShuffleDependency
 from spark_ft.lineage.narrow import CheckpointPoint, Elementwise, MapPartitions
 from spark_ft.lineage.node import Node
 from spark_ft.lineage.partitioner import Partitioner
@@ -136,6 +136,16 @@ class RDDBase(Generic[T]):
         return None
 
     def _is_barrier(self) -> bool:
+        """Whether its partitions are computed in a barrier stage."""
+        seen, stack = {self._node.id}, [self._node]
+        while stack:
+            node = stack.pop()
+            if node.barrier:
+                return True
+            for dependency in node.dependencies:
+                if isinstance(dependency, NarrowDependency) and dependency.parent.id not in seen:
+                    seen.add(dependency.parent.id)
+                    stack.append(dependency.parent)
         return False
 
     def _reserialize(self, serializer: Any = None) -> RDD[T]:

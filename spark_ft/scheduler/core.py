@@ -45,6 +45,7 @@ from spark_ft.protocol.effects import (
 )
 from spark_ft.protocol.messages import (
     AppRegistered,
+    BarrierSync,
     BlobWanted,
     CopyMade,
     ExecutorBeat,
@@ -64,6 +65,7 @@ from spark_ft.protocol.messages import (
     WorkerLost,
 )
 from spark_ft.scheduler.attempts import Attempts
+from spark_ft.scheduler.barrier import Gangs
 from spark_ft.scheduler.cached import CachedBlocks
 from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
@@ -127,6 +129,7 @@ class SchedulerCore:
         )  # fmt: skip
         self.stalls = Stalls(settings, turn, self.executors, self.attempts, self.dag, self.ends)
         self.departures = Departures(settings, turn, self.executors, self.attempts, self.copies)
+        self.gangs = Gangs(settings, turn, self.executors, self.attempts, self.dag, self.recovery)
         self.releases = Releases(turn, self.executors, self.outputs, self.blocks, self.health, self.dag)
         self.placement = Placement(
             settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health,
@@ -177,7 +180,7 @@ class SchedulerCore:
                 self.turn.note("event_not_for_scheduler", event=type(event).__name__)
         if self.turn.now_s >= self._sweep_s:
             self._sweep()
-        self.dag.replan()
+        self._replan()
         if self.dag.unpinned:
             self.releases.settle()
         if not self._stopping:
@@ -188,6 +191,14 @@ class SchedulerCore:
                 self.departures.settle()
         self._due_s = self._wakeup()
         return self.turn.taken()
+
+    def _replan(self) -> None:
+        self.dag.replan()
+        while self.dag.broken:
+            self.gangs.mend()
+            self.dag.replan()
+        if self.gangs.breaks or self.gangs.passed or self.gangs.syncs:
+            self.gangs.tidy()
 
     def wakeup_s(self) -> float | None:
         """When a Tick is wanted if nothing else happens, on the clock of ``handle``."""
@@ -255,6 +266,8 @@ class SchedulerCore:
                 self.copies.made(executor.id, message)
             case Leaving():
                 self.departures.leaves(executor, message)
+            case BarrierSync():
+                self.gangs.sync(executor, message)
             case BlobWanted(blob):
                 executor.blobs.discard(blob)
                 self.placement.send_blob(executor, blob)
@@ -323,13 +336,16 @@ class SchedulerCore:
         self.liveness.sweep()
         self.stalls.sweep()
         self.exclusion.sweep()
+        self.gangs.sweep()
         self.copies.sweep()
         self.links.sweep(self.turn.now_s)
         slow_possible = False
         if self.settings.speculation:
             for stage in self.dag.active.values():
                 assert stage.tasks is not None
-                slow_possible |= stage.tasks.find_slow(self.settings, self.turn.now_s)
+                slow_possible |= not stage.tree.barrier and stage.tasks.find_slow(
+                    self.settings, self.turn.now_s
+                )
         self.departures.sweep()
         every_s = self.settings.speculation_interval_s if slow_possible else self._every_s
         self._sweep_s = self.turn.now_s + every_s

@@ -27,7 +27,7 @@ from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks, common, survey
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.map_outputs import MapOutputTracker
-from spark_ft.scheduler.stage import Stage
+from spark_ft.scheduler.stage import Stage, why_no_gang
 from spark_ft.scheduler.taskset import Attempt, Mode, Reads, Room, Task, TaskSet
 from spark_ft.scheduler.turn import Turn
 from spark_ft.settings import Settings
@@ -83,6 +83,7 @@ class Dag:
         self.suspects: dict[StageId, Stage] = {}  # active stages with ready tasks that need room
         self.ordered: list[Stage] | None = None
         self.unpinned = False  # a job or stage has ended: what only it needed may be released
+        self.broken: dict[StageId, Stage] = {}  # barrier stages that have lost a member
         self._dirty: dict[StageId, Stage] = {}
         self._next_stage = 0
 
@@ -99,7 +100,9 @@ class Dag:
             "job_start", job=job.id, name=job.name, group=job.group, tags=sorted(job.tags),
             stages=[*stages, job.result.id],
         )  # fmt: skip
-        if job.partitions:
+        if refusal := why_no_gang(job.shape, event.partitions):
+            self.end_job(job, JobFailure("BARRIER_CHAIN_NOT_ALLOWED", refusal, job.result.id))
+        elif job.partitions:
             self._want(job.result, [job])
         else:
             self.end_job(job)
@@ -140,7 +143,7 @@ class Dag:
         if losses > _RESULT_LOSSES_MAX:
             what = f"the result of partition {partition} was lost {losses} times: {text}"
             self.end_job(job, JobFailure("RESULT_LOST", what, job.result.id, partition))
-        elif job.tainted:
+        elif job.tainted or job.result.tree.barrier:
             self.take_back(job, "a result was lost after data that the others were built from had changed")
         else:
             self._deliver_again(job, [partition])
@@ -170,6 +173,8 @@ class Dag:
             return
         for partition in partitions:
             job.result.tasks.add(partition)
+        if job.result.tree.barrier:
+            self.broken[job.result.id] = job.result
         self.mark(job.result)
 
     # --- Stages begin and end ---
@@ -207,7 +212,10 @@ class Dag:
             stage.learn(job.shape, job.shape.target, job.blob)
             partitions: Iterable[int] = sorted(job.partitions - job.delivered)
         else:
-            partitions = self._outputs[stage.shuffle].lacking()
+            outputs = self._outputs[stage.shuffle]
+            partitions = outputs.lacking()
+            if stage.tree.barrier and outputs.missing < outputs.map_count:
+                self.broken[stage.id] = stage  # a gang has no part of it done
         self._blocks.track(stage.tree)
         for node in stage.tree.persisted:
             if stage.tree.nodes[node].replication > 1:
@@ -234,6 +242,7 @@ class Dag:
         self.delayed.pop(stage.id, None)
         self.suspects.pop(stage.id, None)
         self._dirty.pop(stage.id, None)
+        self.broken.pop(stage.id, None)
         self.ordered = None
         for shuffle in stage.tree.parents:
             readers = self.readers[shuffle]
@@ -311,7 +320,7 @@ class Dag:
                 self._enqueue(stage, task)
         else:
             tasks.close()
-            if self._blocks.any_of(stage.tree.persisted):
+            if self._blocks.any_of(stage.tree.persisted) and not stage.tree.barrier:
                 for _, task in sorted(tasks.waiting.items()):
                     where = self._cached_places(stage, task.partition, lacking, needed)
                     if where is not None:
@@ -366,10 +375,10 @@ class Dag:
         """Ready for whoever is nearest to its data."""
         assert stage.tasks is not None
         tree = stage.tree
-        if task.trouble is not None and task.trouble.room is not Room.SHARED:
+        if task.trouble is not None and task.trouble.room is not Room.SHARED and not tree.barrier:
             task.trouble.suspect_since_s = self._turn.now_s
             self.suspects[stage.id] = stage
-        if task.trouble is None and (tree.placed or self._blocks.any_of(tree.persisted)):
+        if not tree.barrier and task.trouble is None and (tree.placed or self._blocks.any_of(tree.persisted)):
             found = survey(tree, task.partition, self._blocks, trust_memory=True)
             near = [id for id in found.near if self._executors.live[id].accepting]
             hosts: list[HostId] = []
@@ -389,7 +398,10 @@ class Dag:
         if task.attempts:  # its twin still runs
             return
         assert stage.tasks is not None
-        if stage.tasks.mode is not Mode.OPEN:
+        if stage.tree.barrier:
+            stage.tasks.wait(task)
+            self.broken[stage.id] = stage
+        elif stage.tasks.mode is not Mode.OPEN:
             stage.tasks.wait(task)
             self.mark(stage)
         elif delay_s > 0:

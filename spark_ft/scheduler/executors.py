@@ -228,6 +228,16 @@ class Executors:
         if len(self.fenced) > _FENCED_MAX:
             del self.fenced[next(iter(self.fenced))]
 
+    def slots(self) -> int:
+        """All slots there are, free or not."""
+        return sum(executor.slots for executor in self.live.values() if not executor.doomed)
+
+    def address(self, executor: ExecutorState) -> str:
+        """Its host's address, and a number that tells executors of one host apart (nothing listens there)."""
+        scheme, _, rest = self.addresses.get(executor.host, "").partition("://")
+        host = rest.rpartition(":")[0] if scheme == "tcp" else "127.0.0.1"
+        return f"{host}:{executor.pid}"
+
     def host_is_live(self, host: HostId) -> bool:
         """Whether a live worker serves this host's stores, or one may soon; the driver serves its own."""
         return host in self._hosts or host in self.orphaned or host == DRIVER_HOST

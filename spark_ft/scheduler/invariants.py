@@ -67,6 +67,9 @@ def _check_stage(core: SchedulerCore, stage: Stage) -> None:
     assert set(tasks.waiting) == {p for p, t in tasks.tasks.items() if t.state is State.WAITING}
     assert set(tasks.active) == {p for p, t in tasks.tasks.items() if t.state is State.RUNNING}
     assert tasks.running == sum(len(task.attempts) for task in tasks.tasks.values())
+    if stage.tree.barrier and tasks.active:
+        launched = {attempt.launched_s for task in tasks.active.values() for attempt in task.attempts}
+        assert not tasks.waiting and not tasks.ready and len(launched) == 1, "S33: half a gang runs"
     for task in tasks.tasks.values():
         normal = sum(not attempt.speculative for attempt in task.attempts)
         assert normal <= 1 and len(task.attempts) - normal <= 1, "S10"
@@ -198,6 +201,7 @@ def check_idle(core: SchedulerCore) -> None:
     dag = core.dag
     assert not dag.jobs and not dag.active and not dag.readers and not dag.delayed
     assert not dag.held, "a job's stored results were never read, nor its functions released"
+    assert not core.gangs.syncs and not core.gangs.passed and not core.gangs.breaks and not dag.broken
     assert not core.attempts.queued and not core.attempts.killing
     for executor in core.executors.live.values():
         assert not executor.running and not executor.purging

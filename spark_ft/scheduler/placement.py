@@ -154,6 +154,9 @@ class Placement:
         assert tasks is not None
         if not (tasks.ready or (speculate and tasks.has_slow)):
             return
+        if stage.tree.barrier:
+            yield from self._offer_gang(stage, free, speculate)
+            return
         reads = tuple((shuffle, self._outputs[shuffle].generation) for shuffle in stage.tree.parents)
         refused = 0
         while free and refused < len(free) and (tasks.ready or (speculate and tasks.has_slow)):
@@ -177,6 +180,26 @@ class Placement:
             else:
                 free.popleft()
             yield
+
+    def _offer_gang(self, stage: Stage, free: deque[ExecutorState], idle: bool) -> Iterator[None]:
+        """Launch all its tasks, or none.  While it lacks slots that exist, what comes after it gets none."""
+        tasks = stage.tasks
+        assert tasks is not None and tasks.mode is Mode.OPEN and not tasks.running
+        wanted = len(tasks.tasks)
+        room: list[ExecutorState] = []
+        for executor in free if idle else ():
+            if self._fits(stage, executor):
+                room += [executor] * (executor.slots - len(executor.running))
+        if len(room) < wanted:
+            if self._executors.slots() >= wanted:
+                free.clear()
+            return
+        reads = tuple((shuffle, self._outputs[shuffle].generation) for shuffle in stage.tree.parents)
+        for (_, task), executor in zip(sorted(tasks.tasks.items()), room, strict=False):
+            self._launch(stage, task, executor, reads, False)
+            if len(executor.running) >= executor.slots:
+                free.remove(executor)
+        yield  # not before: pools take turns here
 
     def _fits(self, stage: Stage, executor: ExecutorState) -> bool:
         if executor.purging and stage.tree.persisted:
@@ -263,7 +286,7 @@ class Placement:
         return begun >= executor.slots
 
     def _may_move(self, stage: Stage) -> bool:
-        return stage.tasks is not None and stage.tasks.mode is Mode.OPEN
+        return stage.tasks is not None and stage.tasks.mode is Mode.OPEN and not stage.tree.barrier
 
     # --- Telling the executors ---
 
@@ -287,10 +310,20 @@ class Placement:
                 executor.id,
                 LaunchTasks(
                     stage.blob, stage.id, stage.attempt, tuple(launches), inputs[stage.id],
-                    self._output(stage.shuffle), stage.lead().properties,
+                    self._output(stage.shuffle), stage.lead().properties, self._gang(stage),
                 ),
             )  # fmt: skip
         self._batches.clear()
+
+    def _gang(self, stage: Stage) -> tuple[str, ...]:
+        """Where the members of a barrier stage run, by partition; empty for any other."""
+        if not stage.tree.barrier:
+            return ()
+        assert stage.tasks is not None
+        return tuple(
+            self._executors.address(task.attempts[0].executor)
+            for _, task in sorted(stage.tasks.tasks.items())
+        )
 
     def _inputs(self, stage: Stage) -> tuple[ShuffleInput, ...]:
         """The parents that can be read; those that cannot are left out, so that no task reads half of one."""

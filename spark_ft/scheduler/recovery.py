@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
 
-from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
+from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId, StageId
 from spark_ft.protocol.effects import JobFailure
 from spark_ft.protocol.messages import BlockRef, CachedBlock, DropBlocks, MapStatus
 from spark_ft.scheduler.attempts import Attempts
@@ -149,6 +149,10 @@ class Recovery:
         """The output of ``map_index`` changed under finished readers."""
         what = f"output {map_index} of shuffle {shuffle}"
         self._roll_back([shuffle], what=what, cause=shuffle, map=map_index)
+
+    def gang_broken(self, shuffle: ShuffleId, stage: StageId) -> None:
+        """What a gang has written goes with it: all of it is written again, under another generation."""
+        self._roll_back([shuffle], what=f"the gang of barrier stage {stage}", cause=shuffle, map=-1)
 
     def _roll_back(self, changed: Iterable[ShuffleId], **why: object) -> set[NodeId]:
         """Begin a new generation of these, and undo all that was built on the old one, results that are
@@ -305,6 +309,8 @@ class Recovery:
                 self._health.forget_output(shuffle, index)
                 if stage.tasks is not None:
                     stage.tasks.add(index)
+                    if stage.tree.barrier:
+                        self._dag.broken[stage.id] = stage
             if stage.tasks is not None:
                 self._dag.mark(stage)
             self._dag.mark_readers(shuffle)

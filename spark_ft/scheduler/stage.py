@@ -14,7 +14,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ class StageTree:
     """The narrow tree under ``root``: all that is computed in one task.
 
     ``parents`` are the shuffles it reads, ``persisted`` its nodes that may be found cached; ``placed`` is
-    true when some node would rather be computed on certain hosts.
+    true when some node would rather be computed on certain hosts, ``barrier`` when its tasks are a gang.
     """
 
     root: NodeId
@@ -39,13 +39,14 @@ class StageTree:
     parents: tuple[ShuffleId, ...]
     persisted: tuple[NodeId, ...]
     placed: bool
+    barrier: bool = False
 
 
 def cut(shape: LineageShape, root: NodeId) -> StageTree:
     """The stage that ends at ``root``: linear in its nodes, however they are shared (BL-16, BL-17)."""
     parents: dict[ShuffleId, None] = {}
     persisted: list[NodeId] = []
-    placed = False
+    placed = barrier = False
     seen = {root}
     stack = [root]
     while stack:
@@ -53,13 +54,44 @@ def cut(shape: LineageShape, root: NodeId) -> StageTree:
         if node.persisted:
             persisted.append(node.node)
         placed = placed or bool(node.preferred)
+        barrier = barrier or node.barrier
         for shuffle in node.shuffles:
             parents[shuffle] = None
         for dependency in node.narrow:
             if dependency.parent not in seen:
                 seen.add(dependency.parent)
                 stack.append(dependency.parent)
-    return StageTree(root, shape.nodes, tuple(parents), tuple(persisted), placed)
+    return StageTree(root, shape.nodes, tuple(parents), tuple(persisted), placed, barrier)
+
+
+_NO_GANG = (
+    "[SPARK-24820][SPARK-24821]: Barrier execution mode does not allow the following pattern of RDD chain "
+    "within a barrier stage:\n1. Ancestor RDDs that have different number of partitions from the resulting "
+    "RDD (e.g. union()/coalesce()/first()/take()/PartitionPruningRDD). A workaround for first()/take() can "
+    "be barrierRdd.collect()[0]."
+)
+
+
+def why_no_gang(shape: LineageShape, partitions: Sequence[int]) -> str:
+    """Why a lineage with barrier stages cannot be run, or nothing: each of them needs all of its tasks, one
+    to one down to its sources (SPARK-24820)."""
+    if not any(node.barrier for node in shape.nodes.values()):
+        return ""
+    for root in (shape.target, *(shuffle.parent for shuffle in shape.shuffles.values())):
+        if not cut(shape, root).barrier:
+            continue
+        count = shape.nodes[root].partition_count
+        if root == shape.target and len(partitions) != count:
+            return _NO_GANG
+        seen, stack = {root}, [root]
+        while stack:
+            node = shape.nodes[stack.pop()]
+            if node.partition_count != count:
+                return _NO_GANG
+            below = {dependency.parent for dependency in node.narrow} - seen
+            seen |= below
+            stack.extend(below)
+    return ""
 
 
 class Stage:

@@ -7,7 +7,7 @@
 
 A stall is nobody's proved fault, so it counts against nothing; but a task's patience doubles with each
 kill of this kind: one that only waits for somebody gets through in the end.  Only what beats show counts:
-while none comes (a C call holds the GIL) no time of a stall passes.
+while none comes (a C call holds the GIL) no time of a stall passes.  Members of a gang wait for each other.
 
 Invariants
   * ``ExecutorState.progress`` holds attempts of its last beat only; ``_late`` attempts that have not ended.
@@ -90,7 +90,7 @@ class Stalls:
                 seen = Seen(progress, now_s)
             seen.moved_s += unseen_s
             executor.progress[progress.task] = seen
-            if self._settings.stall_timeout_s and attempt.counts:
+            if self._settings.stall_timeout_s and attempt.counts and not attempt.stage.tree.barrier:
                 self._judge(executor, attempt, seen)
 
     def _judge(self, executor: ExecutorState, attempt: Attempt, seen: Seen) -> None:

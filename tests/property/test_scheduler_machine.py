@@ -30,6 +30,7 @@ from spark_ft.history.recoveries import Recoveries
 from spark_ft.ids import BlobId, Generation, HostId, Incarnation, JobId, NodeId, ShuffleId
 from spark_ft.protocol.effects import Effect, PeerGone, Released, ResultLost, Send, WithdrawResults
 from spark_ft.protocol.messages import (
+    BarrierSync,
     BlockRef,
     CachedBlock,
     CopyMade,
@@ -65,6 +66,7 @@ HOSTS = ("h0", "h1", "h2")
 # Errors that a job may well end with in a world like this one; whatever else is a bug.
 NAMED = {
     "TASK_FAILED", "POISON_TASK", "JOB_CANCELLED", "SHUFFLE_DATA_LOST", "STORAGE_FULL", "NO_RESOURCES",
+    "BARRIER_NO_SLOTS", "BARRIER_CHAIN_NOT_ALLOWED",
     "CLOSURE_NOT_LOADABLE", "INDETERMINATE_OUTPUT_ROLLBACK", "RESULT_LOST", "STAGE_ABORTED", "BLOCK_LOST",
     "TASK_TIMEOUT", "TASK_OUT_OF_MEMORY", "ALL_EXECUTORS_EXCLUDED",
 }  # fmt: skip
@@ -391,7 +393,19 @@ class History:
 
     def grow(self, rng: Random) -> None:
         lineage = self.world.lineage
-        kinds = ["source", "map", "zip", "union", "reduce", "reduce", "reduce", "join", "persist", "persist"]
+        kinds = [
+            "source",
+            "barrier",
+            "map",
+            "zip",
+            "union",
+            "reduce",
+            "reduce",
+            "reduce",
+            "join",
+            "persist",
+            "persist",
+        ]
         kind, count = rng.choice(kinds), rng.randrange(1, 4)
         nodes = self._nodes()
         if not nodes:
@@ -403,6 +417,8 @@ class History:
                 lineage.source(count, {0: (HostId("h0"),)} if rng.random() < 0.3 else None)
             case "map":
                 lineage.map(node)
+            case "barrier" if not self.world.submitted & {node} and rng.random() < 0.5:
+                lineage.barrier(node)
             case "zip":
                 peers = [n for n in nodes[-6:] if lineage.nodes[n].partition_count == size]
                 lineage.zip(node, rng.choice(peers))
@@ -495,6 +511,16 @@ class History:
     def some_tasks_run(self, rng: Random) -> None:
         for _ in range(rng.randrange(1, 9)):
             self.task_runs(rng)
+
+    def barrier_is_called(self, rng: Random) -> None:
+        """A member calls, or all members of its gang do."""
+        gangs = [task for _, task in sorted(self.world.open.items()) if task.message.gang]
+        if gangs:
+            task = rng.choice(gangs)
+            everyone = rng.random() < 0.5
+            for each in gangs if everyone else [task]:
+                if each.message.stage == task.message.stage:
+                    self.world.tell(each.executor, BarrierSync(each.task, 1, "barrier"))
 
     def task_fails(self, rng: Random) -> None:
         if task := self._task(rng):
@@ -790,6 +816,7 @@ ACTIONS = {  # and how often they come in a long history, in relation to each ot
     "task_starts": 10, "task_runs": 40, "some_tasks_run": 10, "task_fails": 3, "task_cannot_fetch": 2,
     "copies_are_made": 8, "a_copy_fails": 1, "somebody_is_asked_to_leave": 2,
     "who_may_leave_goes": 2,
+    "barrier_is_called": 2,
     "killed_tasks_stop": 5, "an_output_rots": 3, "something_is_said_again": 2, "a_zombie_speaks": 2,
     "executor_comes": 8, "executor_dies": 4, "executor_falls_silent": 1, "executor_is_stopped": 1,
     "link_to_an_executor_breaks": 1, "worker_is_lost": 2, "worker_is_replaced": 2,

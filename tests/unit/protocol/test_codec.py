@@ -114,7 +114,7 @@ def test_fields_too_many_at_the_end_are_ignored_at_every_level() -> None:
     assert codec.decode(raw("BeatAck", 7, "from", ["the", "future"])) == BeatAck(7)
     assert codec.decode(raw("WorkerWelcome", 1)) == WorkerWelcome()
     launch = [4, 1, 0, False, [], "new"]
-    assert codec.decode(raw("LaunchTasks", 1, 2, 0, [launch], [], None, {}, 1)) == LaunchTasks(
+    assert codec.decode(raw("LaunchTasks", 1, 2, 0, [launch], [], None, {}, [], 1)) == LaunchTasks(
         1,
         2,
         0,
