@@ -7,7 +7,7 @@ import signal
 from dataclasses import replace
 
 from chaos.live.cluster import Cluster, Process
-from chaos.nemesis import PROCESS, WORKER, Fault, Invocation, Kind, Nemesis, Notice
+from chaos.nemesis import OUTPUTS, PROCESS, WORKER, Fault, Invocation, Kind, Nemesis, Notice
 
 GONE_WITHIN_S = 2.0
 NOTICED_WITHIN_S = 1.0  # D0
@@ -74,10 +74,17 @@ class KillWorker(Nemesis):
             fault,
             gone,
             *rows,
+            takes=taken_with_a_worker(cluster),
             victims=[victim.id, victim.host],
             notices=[Notice(("worker_lost",), {"worker": victim.id}, NOTICED_WITHIN_S)],
             killed={victim.id: victim.pid},
         )
+
+
+def taken_with_a_worker(cluster: Cluster) -> frozenset[str]:
+    """Its successor serves what it served; but while no manager lives nobody learns of the successor."""
+    orphaned = cluster.launch.managed and cluster.manager() is None
+    return frozenset({PROCESS, WORKER, OUTPUTS} if orphaned else {PROCESS, WORKER})
 
 
 def rows_of_death(cluster: Cluster, executor: Process) -> list[str]:
@@ -114,6 +121,7 @@ class KillHost(Nemesis):
             fault,
             len(gone) == 1 + len(executors),
             *self.kind(fault.kind).rows,
+            takes=taken_with_a_worker(cluster),
             victims=[worker.host, worker.id, *(executor.id for executor in executors)],
             killed=gone,
         )
