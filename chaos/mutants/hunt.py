@@ -72,14 +72,16 @@ def hunt(seeds: range) -> dict[str, object]:
     signal.signal(signal.SIGVTALRM, _too_long)
     began_s = time.process_time()
     for tried, seed in enumerate(seeds, 1):
+        how = ""
         signal.setitimer(signal.ITIMER_VIRTUAL, SEED_S)
         try:
-            violation = simulate(seed).violation
-            how = "" if violation is None else str(violation)
-        except Exception as error:  # a mutated core may raise anything: that shows it too
-            how = f"{type(error).__name__}: {error}"
+            violations = simulate(seed).violations
+        except _TooLongError as error:  # between two events, where the simulation does not catch it
+            violations, how = [], str(error)
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        if violations:
+            how = f"{violations[0].id}: {violations[0].text}"
         if how:
             return {"seed": seed, "tried": tried, "how": how, "cpu_s": time.process_time() - began_s}
     return {"seed": None, "tried": len(seeds), "how": "", "cpu_s": time.process_time() - began_s}
