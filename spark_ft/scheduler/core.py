@@ -135,7 +135,7 @@ class SchedulerCore:
             settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health,
             self.links, self.dag,
         )  # fmt: skip
-        self._stopping = False
+        self.stopping = False
         self._every_s = min(_SWEEP_S, (settings.lost_after_s - settings.lease_s) / 4)
         self._stalled_s = 0.0  # how long the driver has been stalled in all
         self._last_s: float | None = None  # the host's clock at the last event
@@ -183,7 +183,7 @@ class SchedulerCore:
         self._replan()
         if self.dag.unpinned:
             self.releases.settle()
-        if not self._stopping:
+        if not self.stopping:
             self.placement.fill()
             if self.copies.lacking or self.copies.look_again or self.recovery.places_lost:
                 self.copies.fill()
@@ -207,7 +207,7 @@ class SchedulerCore:
     def _wakeup(self) -> float | None:
         executors = self.executors
         waiting = executors.live or executors.workers or executors.orphaned or self.dag.jobs
-        due_s = self._sweep_s if waiting and not self._stopping else None
+        due_s = self._sweep_s if waiting and not self.stopping else None
         if self.placement.wakeup_s is not None:
             due_s = self.placement.wakeup_s if due_s is None else min(due_s, self.placement.wakeup_s)
         return None if due_s is None else due_s + self._stalled_s
@@ -304,6 +304,8 @@ class SchedulerCore:
                 worker = self.executors.workers.get(id)
                 if worker is not None:
                     self.liveness.lose_worker(worker, why)
+                else:
+                    self.executors.fence(id)  # its hello may still be under way
             case Goodbye(why):
                 self.liveness.peer_gone(sender, why)
             case _:
@@ -314,7 +316,7 @@ class SchedulerCore:
     def _submitted(self, event: JobSubmitted) -> None:
         self.releases.wanted_again(event.shape)
         job = self.dag.submit(event)
-        if job.id in self.dag.jobs and self._stopping:
+        if job.id in self.dag.jobs and self.stopping:
             self.dag.end_job(job, JobFailure("JOB_CANCELLED", "the application was stopped"))
         self.liveness.look_for_resources()
 
@@ -326,7 +328,7 @@ class SchedulerCore:
                 self.dag.end_job(job, JobFailure("JOB_CANCELLED", event.reason))
 
     def _stop(self) -> None:
-        self._stopping = True
+        self.stopping = True
         self._cancel(CancelJobs(reason="the application was stopped"))
         self.dag.held.clear()
 

@@ -66,13 +66,14 @@ class Departures:
         for leaver in self._executors.leaving.values():
             notice = leaver.leaving
             assert notice is not None
-            if not notice.released and not self._is_needed(leaver, notice):
+            if not notice.released and not self.is_needed(leaver, notice):
                 notice.released = True
                 after_s = round(self._turn.now_s - notice.since_s, 3)
                 self._turn.note("may_leave", id=leaver.id, after_s=after_s)
                 self._turn.send(leaver.id, MayLeave())
 
-    def _is_needed(self, leaver: Leaver, notice: Notice) -> bool:
+    def is_needed(self, leaver: Leaver, notice: Notice) -> bool:
+        """Whether something still runs there, or is only there, or may be read there."""
         if any(executor.running for executor in _executors(leaver)):
             return True
         executor = leaver.id if isinstance(leaver, ExecutorState) else None

@@ -29,6 +29,15 @@ def check(core: SchedulerCore) -> None:
     leaving = {executor.id for executor in core.executors.live.values() if executor.leaving is not None}
     leaving |= {worker.id for worker in core.executors.workers.values() if worker.leaving is not None}
     assert core.executors.leaving.keys() == leaving, "S28"
+    for leaver in core.executors.leaving.values():
+        notice = leaver.leaving
+        assert notice is not None
+        kept = notice.released or core.departures.is_needed(leaver, notice)
+        assert kept or core.stopping, "EX-13: who has nothing left to lose may leave"
+    releases, dag = core.releases, core.dag
+    assert all(map(dag.needs_shuffle, releases.shuffles)), "L11: a shuffle that nothing needs is kept"
+    assert all(map(dag.needs_node, releases.nodes)), "L11: a persisted node that nothing needs is kept"
+    assert all(map(dag.needs_blob, releases.blobs)), "L11: functions that nothing needs are kept"
 
 
 def _check_jobs(core: SchedulerCore) -> None:
@@ -138,7 +147,7 @@ def _check_executors(core: SchedulerCore) -> None:
             everywhere[task_id] = attempt
     assert on == executors.on_host
     assert core.exclusion.evidence.keys() <= executors.live.keys(), "S29"
-    assert all(executors.live.get(id) is e and e.slowness >= 2.0 for id, e in executors.slow.items()), "S28"
+    assert executors.slow == {id: e for id, e in executors.live.items() if e.slowness >= 2.0}, "S28"
     assert core.attempts.queued.keys() <= everywhere.keys(), "S13"
     assert core.attempts.killing.keys() <= everywhere.keys(), "S13"
     for worker in executors.workers.values():

@@ -564,3 +564,10 @@ def test_a_fenced_executor_takes_its_memory_along_and_no_more() -> None:
     stand.exit("e0")
     assert list(stand.core.blocks.held[cached]) == [1]
     assert stand.finished[job] is None
+
+
+def test_the_late_hello_of_a_worker_that_the_manager_gave_up_is_not_believed() -> None:
+    stand = Stand(executors=0)
+    stand.tell("manager-1", WorkerLost(Incarnation("worker-h9"), "its cores were given to others"))
+    stand.add_worker("h9")
+    assert Incarnation("worker-h9") not in stand.core.executors.workers
