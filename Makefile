@@ -23,7 +23,7 @@ SEEDED  := $(if $(SEED),--hypothesis-seed=$(SEED),)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fmt check test test-unit property machines cluster sim chaos bench big docs clean
+.PHONY: help setup demo fmt check test test-unit property machines cluster sim mutants chaos bench big docs clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ machines: $(STAMP)  ## the state machines and random programs with many more exa
 
 sim: $(STAMP)  ## simulated histories of all cores: SEEDS=10000 fresh ones, SEEDS=500:900 those, SEED=n one, told
 	$(BIN)/python -m chaos sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --jobs 2)
+
+mutants: $(STAMP)  ## guards of the cores taken out one by one: how many simulated histories until that shows
+	$(BIN)/python -m chaos mutants --jobs 2 --table docs/mutants.md
 
 chaos: $(STAMP)  ## seeds of live chaos (RUNS_OF_CHAOS=20; SEED=n for that one), then ten thousand killed writers
 	$(BIN)/python -m chaos $(if $(SEED),replay $(SEED),sweep --seeds $(RUNS_OF_CHAOS))

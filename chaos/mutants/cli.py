@@ -10,6 +10,8 @@ from chaos.mutants.draw import drawn
 from chaos.mutants.guards import GUARDS
 from chaos.mutants.score import Score, scores, table
 
+TABLE = "<!-- table -->"  # what follows it in a page is written anew
+
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to those of ``python -m chaos``."""
@@ -21,7 +23,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--drawn", type=int, default=10, help="mutants drawn besides the listed ones (default 10)")
     add("--draw-seed", type=int, default=1, help="which ones are drawn (default 1)")
     add("--jobs", type=int, default=2, help="processes at a time (default 2)")
-    add("--table", type=Path, help="write the table there, in Markdown")
+    add("--table", type=Path, help=f"write the table there, in place of what follows {TABLE}")
     parser.set_defaults(call=run)
 
 
@@ -40,7 +42,8 @@ def run(given: argparse.Namespace) -> int:
     text = "\n".join(table(found))
     print(f"\n{text}\n\n{len(found) - len(survivors)} of {len(found)} found")
     if given.table is not None:
-        given.table.write_text(text + "\n")
+        head = given.table.read_text().partition(TABLE)[0] if given.table.exists() else ""
+        given.table.write_text(f"{head}{TABLE}\n\n{text}\n")
     if survivors:
         print(f"survivors: {', '.join(survivors)}")
     return 1 if survivors else 0

@@ -1,8 +1,8 @@
 """Mutants drawn by chance: a condition of a core turned round.
 
-Only the tests of ``if`` and ``while`` statements and of conditional expressions are turned: code that
-merely words a note, an error or an assertion is left alone, for turning it changes nothing that a
-promise speaks of.
+The tests of ``if`` and ``while`` statements are turned.  Left alone is what merely words something, for
+turning it changes nothing that a promise speaks of: functions that give a ``str``, conditional expressions,
+and tests of nothing but a parameter that is a ``str``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ MODULES = (
 
 
 def drawn(count: int, seed: int) -> list[Mutant]:
-    """``count`` different mutants; the same for the same seed and the same cores."""
+    """``count`` different mutants; the same for the same seed, and few others when a core has changed
+    elsewhere: each condition draws its own lot from where it stands and what it says."""
     everything = [mutant for module in MODULES for mutant in conditions(module)]
-    return Random(seed).sample(everything, count)
+
+    def lot(mutant: Mutant) -> float:
+        return Random(f"{seed}/{mutant.module}/{mutant.function}/{mutant.old}").random()
+
+    return sorted(everything, key=lot)[:count]
 
 
 def conditions(module: str) -> list[Mutant]:
@@ -42,6 +47,7 @@ class _Finder(ast.NodeVisitor):
         self._lines = text.splitlines(keepends=True)
         self._starts = [0, *itertools.accumulate(map(len, self._lines))]
         self._scope: list[str] = []
+        self._texts: set[str] = set()  # parameters that are a str
         self._bodies: list[str] = []  # texts of the functions that we are in
         self.found: list[Mutant] = []
 
@@ -49,8 +55,11 @@ class _Finder(ast.NodeVisitor):
         self._enter(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        if not node.name.startswith(("check_", "assert_", "__str__", "__repr__")):
+        wording = _is_str(node.returns)
+        if not wording and not node.name.startswith(("check_", "assert_")):
+            outer, self._texts = self._texts, {a.arg for a in node.args.args if _is_str(a.annotation)}
             self._enter(node)
+            self._texts = outer
 
     def _enter(self, node: ast.ClassDef | ast.FunctionDef) -> None:
         assert node.end_lineno is not None
@@ -72,7 +81,7 @@ class _Finder(ast.NodeVisitor):
         assert test.end_lineno is not None and test.end_col_offset is not None
         begin = self._at(test.lineno, test.col_offset)
         old = self._text[begin : self._at(test.end_lineno, test.end_col_offset)]
-        if not self._scope or "TYPE_CHECKING" in old or ":=" in old:
+        if not self._scope or "TYPE_CHECKING" in old or ":=" in old or old in self._texts:
             return
         # The lines before the condition are taken along until the place is the only one of its kind.
         before, line = "", test.lineno - 1
@@ -86,3 +95,7 @@ class _Finder(ast.NodeVisitor):
     def _at(self, line: int, column: int) -> int:
         """The character at a line and a column in bytes, as a syntax tree counts them."""
         return self._starts[line - 1] + len(self._lines[line - 1].encode()[:column].decode())
+
+
+def _is_str(annotation: ast.expr | None) -> bool:
+    return isinstance(annotation, ast.Name) and annotation.id == "str"

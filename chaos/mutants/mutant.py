@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -60,7 +61,7 @@ def module_path(module: str) -> Path:
 
 def _extent(text: str, qualname: str) -> tuple[int, int]:
     """Where a function begins and ends, in characters."""
-    scope: list[ast.stmt] = ast.parse(text).body
+    scope: list[ast.stmt] = _parsed(text).body
     found: ast.stmt | None = None
     for part in qualname.split("."):
         named = [
@@ -72,3 +73,8 @@ def _extent(text: str, qualname: str) -> tuple[int, int]:
     assert found is not None and found.end_lineno is not None
     lines = text.splitlines(keepends=True)
     return sum(map(len, lines[: found.lineno - 1])), sum(map(len, lines[: found.end_lineno]))
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)

@@ -35,10 +35,7 @@ def score(mutant: Mutant, first: int, last: int) -> Score:
         RuntimeError: the process itself failed, which says nothing about the mutant.
     """
     mutant.source()
-    asked = json.dumps({"mutant": asdict(mutant), "first": first, "last": last})
-    ended = subprocess.run(
-        [sys.executable, "-m", "chaos.mutants.hunt"], input=asked, capture_output=True, text=True, check=False
-    )
+    ended = _hunt(mutant, first, last)
     if ended.returncode:
         if ended.returncode < 0 or not _raised_by_core(ended.stderr, mutant):
             raise RuntimeError(
@@ -46,7 +43,20 @@ def score(mutant: Mutant, first: int, last: int) -> Score:
             )
         last_line = ended.stderr.strip().rpartition("\n")[2]
         return Score(mutant, first, 1, f"the core does not load: {last_line}", 0.0)
-    return Score(mutant, **json.loads(ended.stdout.splitlines()[-1]))
+    found = Score(mutant, **json.loads(ended.stdout.splitlines()[-1]))
+    if found.seed is not None and (control := _hunt(None, found.seed, found.seed + 1)).returncode == 0:
+        healthy = json.loads(control.stdout.splitlines()[-1])
+        if healthy["seed"] is not None:
+            raise RuntimeError(
+                f"seed {found.seed} shows something without any mutant: {healthy['how']}; mend that first"
+            )
+    return found
+
+
+def _hunt(mutant: Mutant | None, first: int, last: int) -> subprocess.CompletedProcess[str]:
+    asked = {"mutant": None if mutant is None else asdict(mutant), "first": first, "last": last}
+    command = [sys.executable, "-m", "chaos.mutants.hunt"]
+    return subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
 
 
 def _raised_by_core(stderr: str, mutant: Mutant) -> bool:

@@ -85,7 +85,7 @@ class Driver(Process):
             case FinishJob(job, failure):
                 handle = self.handles[job]
                 handle.done, handle.failure = True, failure
-                self.own(0.001, self._take, handle)
+                self.own(self.world.options.reading_s, self._take, handle)
             case SendBlob(to, blob):
                 if blob in self.blobs:
                     self.send(to, StageBlob(blob))

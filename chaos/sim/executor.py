@@ -21,6 +21,7 @@ from spark_ft.protocol.effects import (
     Copy,
     CopyEnded,
     Effect,
+    Event,
     Exit,
     Forget,
     InterruptTask,
@@ -29,17 +30,20 @@ from spark_ft.protocol.effects import (
     LoadBlob,
     Measure,
     Progress,
+    Received,
     RunTask,
     SlotEnded,
     SlotStarted,
 )
 from spark_ft.protocol.messages import (
     AssignExecutors,
+    BlobWanted,
     BlockRef,
     CachedBlock,
     CopyMade,
     CopyOrder,
     EndReason,
+    Fenced,
     FetchFailed,
     HostError,
     InlineResult,
@@ -47,6 +51,7 @@ from spark_ft.protocol.messages import (
     Launch,
     MapOutputs,
     MapStatus,
+    Message,
     NotLoadable,
     StoredResult,
     Success,
@@ -111,6 +116,7 @@ class Executor(Process):
         self.memory: dict[Key, Content] = {}
         self.queue: deque[Run] = deque()
         self.running: dict[TaskId, Run] = {}
+        self.last_read: Run | None = None  # the last attempt here that has read outputs
         self.welcomed = False
         self.busy_s = 0.0
         self.said = 0  # beats
@@ -120,9 +126,21 @@ class Executor(Process):
 
     # --- Effects ---
 
+    def handle(self, event: Event) -> None:
+        super().handle(event)
+        if type(event) is Received and type(event.message) is Fenced and self.state != DEAD:
+            self.world.violated("EX-7", f"{self.me} has been told that it was given up, and lives on")
+
+    def send(self, to: Incarnation, message: Message) -> None:
+        if type(message) is BlobWanted and message.blob in self.executor_core._blobs:
+            self.world.violated("S26", f"{self.me} asks for functions that it has")
+        super().send(to, message)
+
     def perform(self, effect: Effect) -> None:
         match effect:
             case RunTask():
+                if self.world.clock.now_s + self.offset_s >= self.executor_core._lease_end_s:
+                    self.world.violated("NET-6", f"{self.me} gives work to a slot without a lease")
                 self.queue.append(Run(effect))
                 self._fill_slots()
             case InterruptTask(task, hard, queued_only):
@@ -307,6 +325,9 @@ class Executor(Process):
             else:
                 self._finish(run, unreadable.failed)
             return
+        if run.outputs:
+            self.last_read = run
+            world.reached("read", self)
         self.own(run.planned_s, self._write, run)
 
     def _compute(self, run: Run) -> Content:

@@ -513,7 +513,7 @@ class Nemesis:
     def _slow_host(self, rng: Random) -> bool:
         host = self._host(rng)
         self.world.slow[host] = rng.choice([5.0, 30.0])
-        self.world.clock.after(rng.choice([2.0, 10.0]), lambda _: self.world.slow.pop(host, None))
+        self.world.clock.after(rng.choice([2.0, 10.0, 60.0]), lambda _: self.world.slow.pop(host, None))
         return True
 
     def _evict(self, rng: Random) -> bool:

@@ -47,6 +47,7 @@ class Network:
         self.processes: dict[Incarnation, Process] = {}
         self.cuts: dict[tuple[str, str], list[int]] = {}
         self.noises: list[Noise] = []
+        self.trouble_s: dict[tuple[str, str], float] = {}  # (from, to) -> when a frame was last treated badly
         self.frames = 0
         self.dropped = 0
         self.doubled = 0
@@ -66,6 +67,7 @@ class Network:
                 if hits is not None:
                     hits[0] += 1
                     self.dropped += 1
+                    self.trouble_s[source.machine, target.machine] = self._world.clock.now_s
                     return
         delay_s = self._latency_s
         if self.noises:
@@ -80,6 +82,7 @@ class Network:
         for noise in self.noises:
             if noise.places and not noise.places & {source.machine, target.machine, source.me, target.me}:
                 continue
+            self.trouble_s[source.machine, target.machine] = self._world.clock.now_s
             if rng.random() < noise.drop:
                 noise.hits += 1
                 self.dropped += 1
@@ -125,6 +128,9 @@ class Process:
         self.born_s = world.clock.now_s
         self.died_s: float | None = None
         self.stopped_s = 0.0
+        self.resumed_s = -1.0
+        self.stalls: list[tuple[float, float]] = []  # from, to
+        self.in_call = False  # it stands still for all but the kernel: a long C call holds the GIL
         self.suspended = False  # with its whole machine: no kernel tells of it
         self.watchers: list[Process] = []  # who is told by the kernel when it ends
         self._peers: dict[Incarnation, _Peer] = {}
@@ -162,6 +168,11 @@ class Process:
         elif self.state == STOPPED:
             self._deferred.append((self.world.clock.now_s - self.stopped_s, *item))
 
+    @property
+    def is_seen_stopped(self) -> bool:
+        """Whether the kernel would say so of this process."""
+        return self.state == STOPPED and not (self.suspended or self.in_call)
+
     def stop(self) -> bool:
         if self.state != ALIVE:
             return False
@@ -171,7 +182,9 @@ class Process:
     def resume(self) -> bool:
         if self.state != STOPPED:
             return False
-        self.state, self.suspended = ALIVE, False
+        self.state, self.suspended, self.in_call = ALIVE, False, False
+        self.resumed_s = self.world.clock.now_s
+        self.stalls.append((self.stopped_s, self.resumed_s))
         deferred, self._deferred = self._deferred, []
         for delay_s, what, about in deferred:  # it had that much left to do when it was stopped
             self.own(delay_s, what, about)

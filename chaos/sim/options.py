@@ -6,7 +6,7 @@ values, because defaults are what everybody tests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from spark_ft.settings import Settings
@@ -20,6 +20,7 @@ FAULTS = {
     "lose_output": 5, "rot_output": 5, "tear_output": 2, "rot_block": 3, "lose_store": 2, "disk_full": 2,
     "user_error": 5, "host_error": 2, "not_loadable": 1, "own_death": 3, "deaf_task": 2, "hang": 1,
     "slow_host": 2, "self_killed": 1, "evict": 2, "echo": 4, "zombie": 3,
+    "long_call": 3, "stillborn": 2, "late_answer": 3, "lose_read": 8, "leave": 2, "gray": 3,
 }  # fmt: skip
 
 
@@ -50,6 +51,8 @@ class Options:
     fickle: float = 0.0  # share of persisted nodes that come out different each time
     replicated: float = 0.0  # share of persisted nodes that are to be on two hosts
     poison: float = 0.0  # chance that a program has a partition that always fails
+    chain: float = 0.0  # share of nodes that are a shuffle of the one before
+    reading_s: float = 0.001  # until the user's thread reads the results of a job that has ended
     stored: float = 0.2  # share of results that are too large for a message
     memory: int = 8  # persisted partitions that fit into one executor
     flush_s: float = 5.0  # until the kernel has written what was committed
@@ -68,7 +71,7 @@ def draw(rng: Random) -> Options:
         locality_wait_s=rng.choice([0.0, 0.5, 3.0]),
         prefetch_tasks=rng.choice([0, 1, 1, 3]),
         speculation=rng.random() < 0.7,
-        speculation_min_finished=rng.choice([1, 3, 10]),
+        speculation_min_finished=rng.choice([1, 1, 3]),
         speculation_quantile=rng.choice([0.25, 0.5, 0.9]),
         speculation_min_s=rng.choice([0.01, 0.1]),
         speculation_multiplier=rng.choice([1.5, 3.0]),
@@ -91,7 +94,7 @@ def draw(rng: Random) -> Options:
     kinds = list(FAULTS)
     left_out = set(rng.sample(kinds, rng.randrange(len(kinds) * 3 // 4)))
     weights = {kind: weight for kind, weight in FAULTS.items() if kind not in left_out}
-    return Options(
+    drawn = Options(
         settings,
         managed=managed,
         watched=rng.random() < 0.6 or not managed,
@@ -111,9 +114,15 @@ def draw(rng: Random) -> Options:
         fickle=rng.choice([0.0, 0.0, 0.5]) * FICKLE,
         replicated=rng.choice([0.0, 0.0, 0.5]),
         poison=rng.choice([0.0, 0.0, 0.0, 0.5]),
+        chain=rng.choice([0.0, 0.0, 0.8]),
+        reading_s=rng.choice([0.001, 0.001, 2.0]),
         stored=rng.choice([0.0, 0.3]),
         memory=rng.choice([2, 8]),
         flush_s=rng.choice([0.5, 5.0]),
         faults=rng.randrange(10, 45),
         weights=weights,
     )
+    if rng.random() < 0.2:  # it is about data that comes out different when it is built again
+        weights = {**weights, "lose_read": 30}
+        return replace(drawn, indeterminate=0.8, persisted=0.5, executors=3, weights=weights)
+    return drawn

@@ -130,6 +130,16 @@ class Lineage:
                 stack.append(self.shuffles[shuffle].parent)
         return LineageShape(target, nodes, shuffles)
 
+    def keeps_something(self, shuffle: ShuffleId) -> bool:
+        """Whether a map task of this shuffle computes anything that is persisted."""
+        stack = [self.shuffles[shuffle].parent]
+        while stack:
+            node = self.nodes[stack.pop()]
+            if node.persisted:
+                return True
+            stack.extend(narrow.parent for narrow in node.narrow)
+        return False
+
     def size_of(self, source: NodeId, partition: int) -> int:
         """Rows of a partition that is not computed from others."""
         return self.sizes.get(source, 100 + 7 * partition + source)
@@ -265,6 +275,8 @@ def grow(lineage: Lineage, options: Options, rng: Random) -> range:
         )
         kind, count = rng.choice(kinds), rng.randrange(1, width + 1)
         node = rng.choice(mine[-4:]) if mine else NodeId(0)
+        if mine and rng.random() < options.chain:
+            kind, node = "reduce", mine[-1]
         kept = rng.random() < options.persisted
         size = lineage.nodes[node].partition_count if mine else 0
         narrow: tuple[NarrowShape, ...] = ()

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from random import Random
 
 from chaos.sim.executor import Executor
-from chaos.sim.faults import USER, Decision, Nemesis, plan
+from chaos.sim.faults import USER, Decision, plan
 from chaos.sim.network import DEAD
 from chaos.sim.options import Options, draw
+from chaos.sim.plots import Plots
 from chaos.sim.violation import ViolationError, named
 from chaos.sim.world import World
 
@@ -82,7 +83,7 @@ def simulate(
     violations: list[Violation] = []
     healing_s = 0.0
     world = World(seed, options, log=lines)
-    nemesis = Nemesis(world)
+    nemesis = Plots(world)
     try:
         nemesis.plan(planned)
         if prepare is not None:
@@ -118,7 +119,7 @@ def _run_until(world: World, until_s: float, steps_max: int) -> None:
             raise ViolationError("L1", f"{world.steps} steps and no end")
 
 
-def _end(world: World, nemesis: Nemesis, steps_max: int) -> float:
+def _end(world: World, nemesis: Plots, steps_max: int) -> float:
     """The second phase: nothing is broken any more, and all must come to an end."""
     clock, settings = world.clock, world.options.settings
     healed_s = clock.now_s

@@ -26,6 +26,7 @@ from spark_ft.protocol.effects import (
     Note,
     PeerGone,
     Received,
+    Released,
     Send,
     WithdrawResults,
 )
@@ -48,6 +49,7 @@ from spark_ft.protocol.messages import (
     MapStatus,
     Message,
     NotLoadable,
+    StoredResult,
     StoresServed,
     Success,
     TaskEnd,
@@ -58,12 +60,14 @@ from spark_ft.protocol.messages import (
 )
 from spark_ft.scheduler.core import SchedulerCore
 from spark_ft.scheduler.executors import DEPTH_MAX
+from spark_ft.scheduler.health import NETWORK_EVIDENCE
 
 if TYPE_CHECKING:
     from chaos.sim.world import World
 
 Updates = tuple[tuple[int, bytes], ...]
 
+_UNREACHED_MAX = 3
 _SILENCE = ("silent", "stopped for too long", "told of no exit", "not hear")
 
 
@@ -95,7 +99,9 @@ class Tried:
 class Told:
     """One job, as far as the driver's user has been told of it."""
 
-    __slots__ = ("delivered", "final", "finished", "partitions", "rollbacks", "shape", "updates")
+    __slots__ = (
+        "delivered", "final", "finished", "partitions", "rollbacks", "shape", "stored", "updates",
+    )  # fmt: skip
 
     def __init__(self, shape: LineageShape, partitions: frozenset[int], final: bool) -> None:
         self.shape, self.partitions, self.final = shape, partitions, final
@@ -103,6 +109,7 @@ class Told:
         self.delivered: dict[int, Tried] = {}
         self.finished = False
         self.rollbacks = 0  # generations that shuffles under it have begun
+        self.stored = False  # some result was delivered that is still to be read where it is
 
 
 class Shadow:
@@ -153,7 +160,12 @@ class Shadow:
             "store_quarantined": self._quarantined,
             "task_timeout": self._late,
             "executor_lost": self._executor_lost,
+            "executor_cut_off": self._cut_off,
         }
+        self.dead: set[Incarnation] = set()  # whose exit was told
+        self.held: dict[JobId, Told] = {}  # ended well, with results that are still to be read where they are
+        self._to_adopt: list[MapStatus] = []
+        self._unreached: Counter[tuple[ShuffleId, int, TaskId]] = Counter()  # reads of an output in vain
         self._left: list[Tried] = []  # what the executor that was given up last had been given
 
     # --- Before the core hears of it -----------------------------------------------------------
@@ -161,12 +173,16 @@ class Shadow:
     def before(self, event: Event) -> None:
         """What an event says, told by whom it may be told."""
         if type(event) is Received:
+            self._world.bounds.heard(event.sender, event.message)
             self._heard(event.sender, event.message)
         elif type(event) is JobSubmitted:
             told = Told(event.shape, frozenset(event.partitions), event.final)
             self.jobs[event.job] = self.open_jobs[event.job] = told
         elif type(event) is PeerGone and event.peer in self.live:
             self.away.add(event.peer)
+        elif type(event) is Released:
+            for blob in event.blobs:
+                self.held.pop(JobId(blob), None)  # a job's blob has its number
 
     def _heard(self, sender: Incarnation, message: Message) -> None:
         match message:
@@ -177,6 +193,8 @@ class Shadow:
                         if attempt is not None and attempt.executor == sender and not attempt.ended:
                             self._end(attempt)
                             self._why(attempt, end)
+            case ExecutorExited():
+                self._exited(message)
             case CopyMade(number, evidence=evidence):
                 if evidence and number in self._orders:
                     self._doubt_attempt(self._orders[number])
@@ -197,8 +215,40 @@ class Shadow:
             case _:
                 pass
 
+    def _exited(self, exited: ExecutorExited) -> None:
+        self.dead.add(exited.executor)
+        for output in exited.outputs:
+            attempt = self.attempts.get(output.attempt)
+            if (
+                attempt is not None
+                and attempt.executor == exited.executor
+                and attempt.counts
+                and not attempt.ended
+                and output.generation == self.generations.get(output.shuffle, 0)
+                and not self._world.lineage.keeps_something(output.shuffle)  # it died with what it kept
+            ):
+                self._to_adopt.append(output)
+
+    def _check_adopted(self) -> None:
+        """What a dead executor had committed counts as reported (EX-4), unless it cannot be had."""
+        for output in self._to_adopt:
+            outputs = self._core.outputs.get(output.shuffle)
+            if (
+                outputs is not None
+                and outputs.generation == output.generation
+                and outputs.statuses[output.map_index] is None
+                and self._core.executors.host_is_live(output.host)
+                and output.store not in self._core.health.quarantined
+            ):
+                raise ViolationError(
+                    "EX-4", f"task {output.attempt} had committed its output, which is to be made again"
+                )
+        self._to_adopt.clear()
+
     def _stopped(self, executor: Incarnation, stopped: bool) -> None:
         if executor in self.live:  # of one that has not said hello nobody keeps that in mind
+            if stopped != (executor in self.stopped):
+                self._world.bounds.stopped(executor, stopped)
             (self.stopped.add if stopped else self.stopped.discard)(executor)
 
     def _end(self, attempt: Tried) -> None:
@@ -235,10 +285,17 @@ class Shadow:
                 pass
 
     def _doubt(self, reason: FetchFailed) -> None:
-        """From now on another attempt at these outputs may be justified (S16)."""
+        """From now on another attempt at these outputs may be justified (S16); out of reach is not lost until
+        it was that a few times (NET-8)."""
+        if reason.evidence in NETWORK_EVIDENCE:
+            read = reason.shuffle, reason.map_index, reason.attempt
+            self._unreached[read] += 1
+            if self._unreached[read] < _UNREACHED_MAX:
+                return
         registered = self._registered.get(reason.shuffle, {})
         for index, status in list(registered.items()):
-            if index == reason.map_index or status.attempt in reason.others:
+            reported = index == reason.map_index and reason.attempt in (status.attempt, -1)
+            if reported or status.attempt in reason.others:
                 del registered[index]
 
     def _doubt_attempt(self, output: MapStatus) -> None:
@@ -270,6 +327,8 @@ class Shadow:
                 self._closed(effect)  # type: ignore[arg-type]
         if type(event) is Received:
             self._outputs_told(event.sender, event.message)
+            if self._to_adopt:
+                self._check_adopted()
         self._last_task = self._newest_task
         if self._touched:
             self._check_slots()
@@ -300,6 +359,7 @@ class Shadow:
             case KillTask(task, _, queued_only):
                 if not queued_only:
                     attempt = self.attempts[task]
+                    self._world.bounds.killed(attempt)
                     attempt.counts = False
                     self._stop_counting(attempt)
             case MakeCopies(orders):
@@ -309,12 +369,7 @@ class Shadow:
             case KillExecutor(executor):
                 self.away.add(executor)
             case ExecutorWelcome():
-                if to in self.fenced:
-                    raise ViolationError("S8", f"{to} is welcomed although it was given up")
-                if to not in self.live:
-                    self.live[to] = self._hello[to].slots
-                    self._running[to] = {}
-                    self._peopled()
+                self._welcomed(to)
             case DropShuffles(fingerprints):
                 self._dropped([ShuffleId(int.from_bytes(name, "big")) for name in fingerprints])
             case DropBlocks(_, _, shuffles):
@@ -322,6 +377,16 @@ class Shadow:
                     self._dropped(list(shuffles))
             case _:
                 pass
+
+    def _welcomed(self, to: Incarnation) -> None:
+        if to in self.fenced:
+            raise ViolationError("S8", f"{to} is welcomed although it was given up")
+        if to in self.dead:
+            raise ViolationError("S13", f"{to} is welcomed although its end was told")
+        if to not in self.live:
+            self.live[to] = self._hello[to].slots
+            self._running[to] = {}
+            self._peopled()
 
     def _told_outputs(self, to: Incarnation, message: MapOutputs) -> None:
         shuffle, generation = message.shuffle, message.generation
@@ -404,7 +469,7 @@ class Shadow:
             )
 
     def _dropped(self, shuffles: list[ShuffleId]) -> None:
-        for told in self.open_jobs.values():
+        for told in (*self.open_jobs.values(), *self.held.values()):
             for shuffle in shuffles:
                 if shuffle in told.shape.shuffles:
                     raise ViolationError("S23", f"shuffle {shuffle} is dropped although a live job needs it")
@@ -454,6 +519,10 @@ class Shadow:
             for attempt in self._left:
                 self.failures[(attempt.stage, attempt.partition, "lost")] += 1
         self._check_lease(fields["executor"], fields["why"])
+        self._world.bounds.executor_given_up(fields["executor"], fields["why"])
+
+    def _cut_off(self, fields: Any) -> None:
+        self._world.bounds.cut_off(fields["executor"], bool(fields["why"]))
 
     def _once(self, seen: set[TaskId], fields: Any) -> None:
         if fields["task"] in seen:
@@ -472,6 +541,7 @@ class Shadow:
         self._world.reached("rollback", None)
 
     def _worker_lost(self, fields: Any) -> None:
+        self._world.bounds.worker_given_up(fields["worker"], fields["why"])
         host = self.workers.pop(fields["worker"], None)
         if host is None:
             return
@@ -508,6 +578,7 @@ class Shadow:
             )
         self._check_counts(attempt)
         job.delivered[effect.partition] = attempt
+        job.stored |= type(effect.result) is StoredResult
         if effect.accums:
             job.updates.append(effect.accums)
 
@@ -560,6 +631,8 @@ class Shadow:
             self._merge(updates)
         job.updates.clear()
         del self.open_jobs[effect.job]
+        if job.stored and effect.failure is None:
+            self.held[effect.job] = job
 
     def _withdrawn(self, id: JobId) -> None:
         """All its results are taken back: they were the engine's still."""
@@ -573,12 +646,14 @@ class Shadow:
         job.delivered.clear()
         job.updates.clear()
         job.rollbacks += 1
+        job.stored = False
 
     def result_lost(self, job: JobId, partition: int) -> None:
         """A stored result could not be read: the job may come back to life."""
         told = self.jobs[job]
         del told.delivered[partition]
         told.finished = False
+        self.held.pop(job, None)
         self.open_jobs[job] = told
 
     def _closed(self, effect: ClosePeer) -> None:

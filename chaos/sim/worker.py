@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from chaos.sim.disk import Block, Output
 from chaos.sim.executor import Executor
-from chaos.sim.network import ALIVE, DEAD, STOPPED, Process
+from chaos.sim.network import ALIVE, DEAD, Process
 from spark_ft.cluster.manager import ManagerCore
 from spark_ft.cluster.worker import WorkerCore
 from spark_ft.ids import HostId, Incarnation, NodeId, TaskId
@@ -37,6 +37,7 @@ from spark_ft.protocol.messages import CopyMade, CopyOrder
 if TYPE_CHECKING:
     from chaos.sim.world import World
 
+_SIGHUP = 1
 _SPAWN_S, _SIGNAL_S, _REAP_S, _COLLECT_S, _COPY_S = 0.03, 0.001, 0.002, 1.0, 0.02
 
 
@@ -75,9 +76,7 @@ class Worker(Process):
             case AskStacks(executor):
                 self.own(0.05, self._stacks, executor)
             case Measure():
-                rows = tuple(
-                    (c.me, c.cpu_s(), c.state == STOPPED and not c.suspended) for c in self.children.values()
-                )
+                rows = tuple((c.me, c.cpu_s(), c.is_seen_stopped) for c in self.children.values())
                 said = tuple((c.me, c.said) for c in self.children.values())
                 self.post(ChildrenSeen(rows, 1 << 30, said))
                 self._collect()
@@ -98,6 +97,7 @@ class Worker(Process):
         executor = Executor(world, effect.executor, self, effect.assignment)
         self.children[executor.me] = executor
         self.post(ChildSpawned(executor.me, executor.pid))
+        world.reached("born", executor)
         if world.starts_fail(self.host):
             world.clock.after(0.05, lambda _: executor.end(1, 0))
         else:
@@ -127,7 +127,7 @@ class Worker(Process):
 
     def _signalled(self, item: tuple[Incarnation, int]) -> None:
         child = self.children.get(item[0])
-        if child is not None:
+        if child is not None and not (item[1] == _SIGHUP and self.world.is_deaf_to_hangup(child)):
             child.end(0, item[1])
 
     def reap(self, executor: Executor, status: int, signal: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, get_args
 
+from chaos.sim.bounds import Bounds
 from chaos.sim.clock import Clock
 from chaos.sim.disk import Disk
 from chaos.sim.driver import Driver, Handle, make_driver
@@ -57,13 +58,14 @@ class World:
         self.fates: list[str] = []  # of the tasks that begin next
         self.deaths: Counter[tuple[int, int]] = Counter()  # (stage, partition): processes that ended under it
         self.own_deaths: Counter[tuple[int, int]] = Counter()  # … by its own doing
-        self.slow: dict[str, float] = {}  # machine -> factor
+        self.slow: dict[str, float] = {}  # machine or executor -> factor
         self.bad_starts_until: dict[str, float] = {}
         self.slow_probe_until_s = -1.0
         self.ended: Counter[str] = Counter()  # jobs by how they ended
         self.finished_jobs = 0
         self.healed = False
         self.driver: Driver = make_driver(self)
+        self.bounds = Bounds(self)
         self.shadow = Shadow(self, self.driver.scheduler)
         self.manager: Manager | None = None
         self.workers: dict[HostId, Worker] = {}  # the newest of each host
@@ -143,6 +145,7 @@ class World:
         self.died(executor)
         if worker.state != DEAD:
             worker.reap(executor, status, signal)
+            self.bounds.executor_died(executor)
 
     def worker_died(self, worker: Worker) -> None:
         """Its executors are orphans: the pipe that only it holds comes to its end, and they go on (WK-1)."""
@@ -196,6 +199,8 @@ class World:
             self.shadow.after(event, effects)
         else:
             effects = process.core.handle(event, now_s + process.offset_s)
+            if process is self.manager:
+                self.bounds.manager_says(effects)
         self.hash = hash((self.hash, now_s, process.index, _KINDS[kind], len(effects)))
         if self._log is not None:
             self._log.append(f"{self.steps} {now_s:.6f} {process.me} {event!r} -> {effects!r}")
@@ -218,6 +223,7 @@ class World:
                 process.worker_core.check_invariants()
         if self.manager is not None:
             self.manager.manager_core.check_invariants()
+        self.bounds.check()
         self._check_detection()
 
     def _check_detection(self) -> None:
@@ -236,6 +242,13 @@ class World:
                 raise ViolationError(
                     "L4", f"{executor.id} is dead for {self.clock.now_s - process.died_s:.1f} s"
                 )
+
+    def quiet(self, one: Process, other: Process, since_s: float) -> bool:
+        """Whether nothing has kept these two from hearing each other since then."""
+        if any(process.state != ALIVE or process.resumed_s >= since_s for process in (one, other)):
+            return False
+        ways = (one.machine, other.machine), (other.machine, one.machine)
+        return all(self.network.trouble_s.get(way, -1.0) < since_s for way in ways)
 
     def violated(self, id: str, text: str) -> None:
         raise ViolationError(id, text)
@@ -284,7 +297,8 @@ class World:
     def duration_of(self, executor: Executor, run: Run) -> float:
         spread = self.chance(1, run.launch.task)
         whole_s = self.options.task_s * (0.3 + spread + (20.0 if spread > 0.99 else 0.0))
-        return min(whole_s * self.slow.get(executor.machine, 1.0), 20.0)
+        factor = max(self.slow.get(executor.machine, 1.0), self.slow.get(executor.me, 1.0))
+        return min(whole_s * factor, 20.0)
 
     def fate_of(self, executor: Executor, run: Run) -> tuple[str, bool]:
         """How an attempt that begins now is to fail, and whether it is deaf to interrupts."""
@@ -300,6 +314,10 @@ class World:
         """It ends its process; whoever shares that, in another slot, shares the blame."""
         for run in executor.running.values():
             self.own_deaths[(run.of.launch.stage, run.launch.partition)] += 1
+
+    def is_deaf_to_hangup(self, executor: Executor) -> bool:
+        """Some code that runs there has seen to that."""
+        return self.chance(9, executor.index) < 0.3
 
     def starts_fail(self, host: HostId) -> bool:
         return self.clock.now_s < self.bad_starts_until.get(host, -1.0)
