@@ -566,6 +566,7 @@ class History:
         if world.zombies:
             task = rng.choice(world.zombies[-8:])
             end = TaskEnd(task.task, world.success(task))
+            world.tick()  # what is due anyway (a gang without slots is given up) is no answer either
             effects = world.tell(task.executor, TaskUpdates((), (end,)))
             # One that leaves may be let go in any turn: that is no answer.
             told = [e.message for e in effects if isinstance(e, Send) and e.to == task.executor]
