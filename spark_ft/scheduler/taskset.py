@@ -408,8 +408,8 @@ class TaskSet:
         return enough
 
     def hurry(self, task: Task) -> None:
-        """Its attempt may not end in time: a second one elsewhere, as if it were slow."""
-        if len(task.attempts) == 1 and task not in self._slow:
+        """Its attempt may not end in time: a second one elsewhere, as if slow, while no parent lacks."""
+        if self.mode is Mode.OPEN and len(task.attempts) == 1 and task not in self._slow:
             self._slow.append(task)
 
     def take_slow(self, executor: ExecutorState) -> Task | None:

@@ -209,3 +209,17 @@ def test_EX_13_an_executor_whose_time_is_over_is_nobodys_fault() -> None:
     stand.add_executor("h0")
     stand.run(job)
     assert stand.finished[job] is None and stand.noted("executor_lost")[-1]["blame"] == "system"
+
+
+def test_EX_13_a_task_has_no_twin_while_its_stage_lacks_an_input() -> None:
+    stand, lineage = Stand(executors=3, hosts=3, speculation=True), Lineage()
+    job = stand.submit(lineage, lineage.reduce(lineage.source(2), 2))
+    while stand.running()[0].is_map:
+        stand.succeed(stand.running()[0])
+    first, second = stand.running()
+    stand.start(first, second)
+    stand.fetch_failed(first, 0)
+    leave(stand, f"worker-{stand.host_of[second.executor]}", within_s=20.0)
+    stand.pass_time(11.0)  # half of its time is over
+    assert not [task for task in stand.running() if task.launch.speculative]
+    stand.run(job)
