@@ -31,7 +31,7 @@ from spark_ft.ids import Fingerprint, HostId, ShuffleId
 from spark_ft.protocol.messages import BlockRef, MapStatus
 from spark_ft.storage import layout, lmdb_env
 from spark_ft.storage.layout import OutputKey
-from spark_ft.storage.lmdb_env import Segment, SegmentFull
+from spark_ft.storage.lmdb_env import Segment, SegmentDamaged, SegmentFull
 from spark_ft.storage.reading import (
     StoreReader,
     pack_block,
@@ -158,12 +158,14 @@ class StoreWriter:
         Raises StoreFull when there is no room on the disk, or not even in a new segment.
         """
         with lmdb_env.whole(), self._lock:
-            for _ in range(2):
+            for _ in range(3):  # a damaged segment, then a full one: two are the most that are left in a row
                 number, segment = self._active()
                 try:
                     segment.write(puts)
                 except SegmentFull:
                     self._roll(number)
+                    continue
+                except SegmentDamaged:
                     continue
                 self._live[number].add(item)
                 self._spans.setdefault(item, set()).add(number)
@@ -184,7 +186,7 @@ class StoreWriter:
                 self._live[number].discard(item)
                 if number == active:
                     # The manifest first: a kill between the two leaves garbage, never a torn output.
-                    with contextlib.suppress(SegmentFull, StorageError):
+                    with contextlib.suppress(SegmentFull, SegmentDamaged, StorageError):
                         self._segments[number].write(delete_prefixes=[item])
                         self._segments[number].write(delete_prefixes=[chunk_prefix])
                 elif not self._live[number]:
@@ -197,8 +199,8 @@ class StoreWriter:
             raise StorageError(f"{self.path} has been sealed: its writer was given up", "STORE_SEALED")
 
     def _active(self) -> tuple[int, Segment]:
-        """The segment to write to.  One whose file was taken away is left: what it held is lost to all
-        others, and whatever else went there would be too (BL-1)."""
+        """The segment to write to.  One whose file was taken away or damaged is left: what it held is lost
+        to all others, and whatever else went there would be too (BL-1, ST-9)."""
         number = next(reversed(self._segments), -1)
         if number < 0 or not self._segments[number].is_in_place:
             self._new_segment()

@@ -56,8 +56,19 @@ _SLACK_BYTES = 1 << 20  # of pages beside the values themselves
 _FULL_ERRNOS = ("No space left", "quota exceeded", "File too large")
 
 
+# What LMDB says of a writable environment whose pages are not what it wrote.
+_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError)
+
+
 class SegmentFull(Exception):  # noqa: N818 - a turn in the road, not an error: the store rolls on
     """The map has no room for this transaction; nothing of it was written."""
+
+
+class SegmentDamaged(Exception):  # noqa: N818 - as above
+    """The tree is damaged: nothing of this transaction was written, and nothing more can be.
+
+    What it held may be lost; whoever reads it finds out (BL-1).
+    """
 
 
 def whole() -> contextlib.AbstractContextManager[None]:
@@ -78,6 +89,7 @@ class Segment:
         self._env: lmdb.Environment | None = env
         self._file = os.fspath(path / _DATA)
         self._size_bytes = 0  # that it had when it was last looked at
+        self._damaged = False  # a write has found it so
         self._lock = threading.RLock()
 
     # --- Reading ---
@@ -143,7 +155,7 @@ class Segment:
     def write(self, puts: Sequence[tuple[bytes, View]] = (), delete_prefixes: Iterable[bytes] = ()) -> None:
         """One transaction: all of it or nothing.
 
-        Raises SegmentFull when the map has no room, StoreFull when the disk has none.
+        Raises SegmentFull when the map has no room, StoreFull when the disk has none, SegmentDamaged.
         """
         with whole(), self._lock:
             try:
@@ -157,6 +169,9 @@ class Segment:
                     self._size_bytes = os.stat(self._file).st_size
             except (lmdb.MapFullError, lmdb.TxnFullError):
                 raise SegmentFull from None
+            except _DAMAGE as error:
+                self._damaged = True
+                raise SegmentDamaged(f"{self.path}: {error}") from None
             except lmdb.Error as error:
                 needed = sum(len(value) for _, value in puts)
                 raise _translated(error, self.path, needed) from None
@@ -213,7 +228,9 @@ class Segment:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether others who open its path find this very file, and as long as it was."""
+        """Whether others who open its path find this very file, as long as it was, and it can be written."""
+        if self._damaged:
+            return False
         try:
             self._check_size()
         except BlockCorrupt:

@@ -164,6 +164,23 @@ def test_BL_1_after_its_files_were_taken_away_a_store_writes_where_readers_find_
     store.close()
 
 
+def test_ST_9_a_store_whose_active_segment_is_damaged_goes_on_in_a_new_one(root, reader) -> None:
+    store = make_store(root)
+    lost = [put_output(store, key(index), [[[index]]]) for index in range(20)]
+    data = layout.segment_path(store.path, lost[0].segment) / "data.mdb"
+    meta_bytes = 2 * os.sysconf("SC_PAGE_SIZE")
+    with open(data, "r+b") as file:
+        file.seek(meta_bytes)
+        file.write(bytes(data.stat().st_size - meta_bytes))
+    kept = put_output(store, key(20), [[[20]]])
+    assert kept.segment != lost[0].segment
+    assert read(reader, kept, key(20), 0) == [[20]]
+    with pytest.raises((BlockCorrupt, BlockMissing)):
+        read(reader, lost[0], key(0), 0)
+    store.drop([key().fingerprint])  # what cannot be deleted any more is no reason to fail
+    store.close()
+
+
 def test_a_value_that_fits_no_segment_is_store_full(root) -> None:
     store = make_store(root, segment_bytes=64 << 10, transaction_bytes=32 << 10)
     with pytest.raises(StoreFull):
