@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 import zlib
 from operator import add
 from pathlib import Path
 from typing import Any
 
-from chaos.workloads import Params, Workload, dawdle, exact, scaled
+from chaos.workloads import Params, Workload, dawdle, differences, exact, scaled
 
 
 class WordCount(Workload):
@@ -196,3 +197,51 @@ class Repartition(Workload):
         n = params["n"]
         expected = {"count": n, "distinct": n, "sum": n * (n - 1) // 2}
         return [f"{k} is {observed[k]}, not {want}" for k, want in expected.items() if observed[k] != want]
+
+
+class Spark23207(Workload):
+    """A million records dealt out by random keys; half of the reducers read long after the others.
+
+    The recipe in which Spark lost and doubled records without a word: whoever loses outputs in between, and
+    mixes what was read with what is built again, counts wrong.  A round takes four seconds."""
+
+    name = "spark-23207"
+    deadline_s = 40.0
+    deterministic = False
+
+    def params(self, rng: random.Random, scale: float) -> dict[str, Any]:
+        return {"n": scaled(1_000_000, scale), "maps": rng.randint(4, 7), "reducers": rng.choice([6, 8]),
+                "random_keys": rng.random() < 0.7, "reduce": rng.random() < 0.5, "sleep_s": 1.0}  # fmt: skip
+
+    def run(self, sc: Any, params: Params, directory: Path) -> Any:
+        maps, reducers, sleep_s = params["maps"], params["reducers"], params["sleep_s"]
+
+        def drawn(records: Any) -> Any:
+            rng = random.Random(random.SystemRandom().randbytes(16))
+            return [(rng.getrandbits(32), record) for record in records]
+
+        def paced(index: int, records: Any) -> Any:
+            if index >= reducers // 2:
+                time.sleep(sleep_s)  # before anything is read
+            return records
+
+        def counted(records: Any) -> Any:
+            seen = list(records)
+            return [(len(seen), len(set(seen)), sum(seen))]
+
+        numbers = sc.parallelize(range(params["n"]), maps).map(lambda x: (x * 7919 % 1009, x))
+        shuffled = numbers.partitionBy(maps).values()
+        if params["random_keys"]:
+            dealt = shuffled.mapPartitions(drawn).partitionBy(reducers).values()
+        else:
+            dealt = shuffled.repartition(reducers)
+        totals = dealt.mapPartitionsWithIndex(paced).mapPartitions(counted)
+        if params["reduce"]:
+            count, distinct, total = totals.reduce(lambda a, b: tuple(map(add, a, b)))
+        else:
+            count, distinct, total = map(sum, zip(*totals.collect(), strict=True))
+        return {"count": count, "distinct": distinct, "sum": total}
+
+    def check(self, params: Params, observed: Any) -> list[str]:
+        n = params["n"]
+        return differences({"count": n, "distinct": n, "sum": n * (n - 1) // 2}, observed)

@@ -576,7 +576,7 @@ class History:
             return
         task = rng.choice(world.zombies[-8:])
         if task.executor in world.core.executors.live:
-            # An orphan that died with its worker is listed until the grace is over: what it said in time counts.
+            # An orphan that died with its worker is listed until the grace is over: its last word counts.
             world.finish(task)
             return
         assert task.executor in world.core.executors.fenced

@@ -69,6 +69,7 @@ def test_no_workload_takes_nothing_for_an_answer(name: str):
     params = WORKLOADS[name].params(random.Random(1), 1.0)
     empty = {"bank": {"balances": [], "sum": 0}, "joins": {"inner": [], "full": [], "both": []},
              "save": {"rows": [], "names": []}, "repartition": {"count": 0, "distinct": 0, "sum": 0},
+             "spark-23207": {"count": 0, "distinct": 0, "sum": 0},
              "accumulators": {"keys": 0, "seen": 0, "reduced": 0}}.get(name, [])  # fmt: skip
     assert WORKLOADS[name].check(params, empty)
 
