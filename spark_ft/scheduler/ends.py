@@ -357,11 +357,12 @@ class Ends:
             return
         trouble, limit = task.troubled(), self._settings.max_kills
         certain = blame == "task"
+        suspected = max(trouble.deaths, trouble.in_vain) >= limit  # and not alone for want of memory only
         trouble.deaths += certain
         progress = sum(job.progress for job in stage.jobs.values())
         trouble.in_vain = trouble.in_vain + 1 if trouble.mark == progress else 1
         trouble.mark = progress
-        if attempt.room >= Room.ALONE and self._convicts(attempt, certain):
+        if attempt.room >= Room.ALONE and self._convicts(attempt, certain and suspected):
             self._fail(attempt, "POISON_TASK", f"{_poison(attempt, death)}: {why}")
             return
         if trouble.deaths >= limit or trouble.in_vain >= limit:

@@ -149,6 +149,21 @@ def test_MEM_1_a_task_out_of_memory_gets_more_room_then_all_then_ends_the_job(by
     assert set(replaced) == (set() if by_kernel else {"a suspect task needs a fresh process"})
 
 
+def test_MEM_1_TK_5_one_death_does_not_convict_a_task_that_is_alone_for_want_of_memory() -> None:
+    """Found by the simulator: seed 9100564."""
+    lineage, stand = Lineage(), Stand(executors=1)
+    job = stand.submit(lineage, lineage.source(1))
+    for _ in range(2):
+        die(stand, stand.one(0), signal=9, oom=True)
+    assert stand.noted("quarantine")[-1]["room"] == "HOST"
+    die(stand, stand.one(0), signal=11)
+    assert job not in stand.finished
+    die(stand, stand.one(0), signal=11)
+    assert job not in stand.finished
+    die(stand, stand.one(0), signal=11)
+    assert stand.failure(job).condition == "POISON_TASK" and stand.starts() == {0: 5}
+
+
 def test_MEM_1_a_task_that_gets_through_with_room_leaves_the_host_to_the_others() -> None:
     lineage, stand = Lineage(), Stand(executors=2)
     job = stand.submit(lineage, lineage.source(6))
