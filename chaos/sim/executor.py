@@ -122,6 +122,8 @@ class Executor(Process):
         self.said = 0  # beats
         self.lease_end_s = inf
         self.written: dict[int, bytes] = {}  # number of an order -> block
+        self.oom = False  # the kernel has killed it for memory, and its worker will know
+        self.dirty = False  # a task has left something behind: nothing more begins
         self.connect(assignment.driver)
 
     # --- Effects ---
@@ -232,7 +234,8 @@ class Executor(Process):
             self.post(SlotStarted(run.launch.task))
 
     def _may_begin(self) -> bool:
-        return bool(self.queue) and self.world.clock.now_s + self.offset_s < self.lease_end_s
+        now_s = self.world.clock.now_s + self.offset_s
+        return bool(self.queue) and not self.dirty and now_s < self.lease_end_s
 
     def _begin(self, run: Run) -> None:
         world, task = self.world, run.launch.task
@@ -271,11 +274,13 @@ class Executor(Process):
         task = run.launch.task
         del self.running[task]
         started = None
+        self.dirty = self.dirty or run.fate == "dirty"
         if self._may_begin():
             later = self.queue.popleft()
             self._begin(later)
             started = later.launch.task
-        end = TaskEnd(task, reason, accums, tuple(run.cached), tuple(run.dropped), 0.01)
+        dirty = "a thread" if run.fate == "dirty" else ""
+        end = TaskEnd(task, reason, accums, tuple(run.cached), tuple(run.dropped), 0.01, dirty=dirty)
         self.post(SlotEnded(end, started))
         self.world.reached("report", self)
 
@@ -288,30 +293,8 @@ class Executor(Process):
         if world.gate is not None and world.gate(run):
             self.own(0.05, self._read, run)
             return
-        match run.fate:
-            case "":
-                pass
-            case "hang":
-                return
-            case "segv" | "oom" | "exit":
-                world.died_by_task(self)
-                self.end(1 if run.fate == "exit" else 0, {"segv": 11, "oom": 9}.get(run.fate, 0))
-                return
-            case "unloadable":
-                self._finish(run, NotLoadable("ImportError", "no module", "trace"))
-                return
-            case "raise" | "unretryable":
-                error = UserError("ValueError", "no", f"trace {run.launch.partition}")
-                if run.fate == "unretryable":
-                    error = UserError("InputChanged", "no", "trace", "INPUT_CHANGED", False)
-                self._finish(run, error)
-                return
-            case "host":
-                self._finish(run, HostError("TOO_MANY_FILES", "no handles"))
-                return
-            case "killed":
-                self._finish(run, Killed("by itself"))
-                return
+        if self._meets_fate(run):
+            return
         try:
             run.content = self._compute(run)
         except UnreadableError as unreadable:
@@ -329,6 +312,23 @@ class Executor(Process):
             self.last_read = run
             world.reached("read", self)
         self.own(run.planned_s, self._write, run)
+
+    def _meets_fate(self, run: Run) -> bool:
+        """It fails, dies or hangs if that is what it is to do."""
+        match run.fate:
+            case "" | "dirty":
+                return False
+            case "hang":
+                pass
+            case "segv" | "oom" | "exit":
+                self.world.died_by_task(self)
+                self.end(1 if run.fate == "exit" else 0, {"segv": 11, "oom": 9}.get(run.fate, 0))
+            case "kernel":
+                self.oom = True
+                self.end(0, 9)
+            case _:
+                self._finish(run, _failure(run))
+        return True
 
     def _compute(self, run: Run) -> Content:
         lineage = self.world.lineage
@@ -486,3 +486,20 @@ class Executor(Process):
 
 def _node_of(name: bytes) -> int:
     return int(name[3:].split(b".", 1)[0])
+
+
+def _failure(run: Run) -> EndReason:
+    """What an attempt says that fails."""
+    match run.fate:
+        case "memory":
+            return UserError("MemoryError", "no", "trace", "TASK_OUT_OF_MEMORY", True, 1 << 30)
+        case "unloadable":
+            return NotLoadable("ImportError", "no module", "trace")
+        case "unretryable":
+            return UserError("InputChanged", "no", "trace", "INPUT_CHANGED", False)
+        case "host":
+            return HostError("TOO_MANY_FILES", "no handles")
+        case "killed":
+            return Killed("by itself")
+        case _:
+            return UserError("ValueError", "no", f"trace {run.launch.partition}")

@@ -61,6 +61,8 @@ def _explained(world: World, handle: Handle, failure: JobFailure) -> bool:
             return failures[(*where, "final")] > 0
         case "POISON_TASK":
             return own >= settings.max_failures or failures[(*where, "lost")] > settings.max_kills
+        case "TASK_OUT_OF_MEMORY":
+            return failures[(*where, "memory")] > 2
         case "TASK_TIMEOUT":
             return failures[(*where, "late")] > 0 and own >= settings.max_failures
         case "CLOSURE_NOT_LOADABLE":

@@ -21,6 +21,7 @@ FAULTS = {
     "user_error": 5, "host_error": 2, "not_loadable": 1, "own_death": 3, "deaf_task": 2, "hang": 1,
     "slow_host": 2, "self_killed": 1, "evict": 2, "echo": 4, "zombie": 3,
     "long_call": 3, "stillborn": 2, "late_answer": 3, "lose_read": 8, "leave": 2, "gray": 3,
+    "memory": 3, "dirty": 3,
 }  # fmt: skip
 
 

@@ -5,6 +5,8 @@ stillborn     an executor ends before its hello, which is under way for long, ha
 late_answer   what the driver answers to an executor is late; then one of them is not heard any more
 lose_read     what a reader has just read is lost: an output, or all that its writer has written
 gray          an executor is slow again and again, and well again later
+memory        a task runs out of memory, and says so, or the kernel does (MEM-1)
+dirty         a task leaves a thread behind in its process (TK-7)
 leave         an executor, or a host, is asked to leave in order
 """
 
@@ -89,6 +91,17 @@ class Plots(Nemesis):
             slow[executor.me] = rng.choice([10.0, 30.0])
             self.world.clock.after(rng.choice([5.0, 15.0]), lambda _: slow.pop(executor.me, None))
         return executor is not None
+
+    def _memory(self, rng: Random) -> None:
+        self._fated(rng.choice(["kernel", "memory"]), rng.choice([1, 2]))
+
+    def _dirty(self, rng: Random) -> None:
+        self._fated("dirty", rng.choice([1, 3]))
+
+    def settled(self) -> None:
+        super().settled()
+        self.took["memory"] += self.world.struck["kernel"] + self.world.struck["memory"]
+        self.took["dirty"] += self.world.struck["dirty"]
 
     def _leave(self, rng: Random) -> bool:
         within_s = rng.choice([1.0, 5.0, 20.0])

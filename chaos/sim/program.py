@@ -315,7 +315,7 @@ def grow(lineage: Lineage, options: Options, rng: Random) -> range:
     mine = [NodeId(n) for n in range(first, len(lineage.nodes))]
     if rng.random() < options.poison:
         node = rng.choice(mine)
-        how = rng.choice(["raise", "raise", "segv", "exit", "oom", "unretryable"])
+        how = rng.choice(["raise", "raise", "segv", "exit", "oom", "unretryable", "kernel", "memory"])
         lineage.poison[(node, rng.randrange(lineage.nodes[node].partition_count))] = how
     return range(first, len(lineage.nodes))
 

@@ -9,7 +9,7 @@ registered, and what stands in its tables when a generation was rolled back.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from chaos.sim.violation import ViolationError
@@ -167,6 +167,7 @@ class Shadow:
         self._to_adopt: list[MapStatus] = []
         self._unreached: Counter[tuple[ShuffleId, int, TaskId]] = Counter()  # reads of an output in vain
         self._left: list[Tried] = []  # what the executor that was given up last had been given
+        self._counted: list[Tried] = []  # … of that, what counted
 
     # --- Before the core hears of it -----------------------------------------------------------
 
@@ -191,8 +192,8 @@ class Shadow:
                     for end in ended:
                         attempt = self.attempts.get(end.task)
                         if attempt is not None and attempt.executor == sender and not attempt.ended:
-                            self._end(attempt)
                             self._why(attempt, end)
+                            self._end(attempt)
             case ExecutorExited():
                 self._exited(message)
             case CopyMade(number, evidence=evidence):
@@ -217,6 +218,7 @@ class Shadow:
 
     def _exited(self, exited: ExecutorExited) -> None:
         self.dead.add(exited.executor)
+        self._world.blame.exited(exited)
         for output in exited.outputs:
             attempt = self.attempts.get(output.attempt)
             if (
@@ -267,7 +269,10 @@ class Shadow:
     def _why(self, attempt: Tried, end: TaskEnd) -> None:
         reason = end.reason
         where = attempt.stage, attempt.partition
+        self._world.blame.ended(attempt, end)
         match reason:
+            case UserError(condition="TASK_OUT_OF_MEMORY"):
+                self.failures[(*where, "memory")] += 1
             case UserError():
                 self.failures[(*where, "final" if not reason.retryable else "user")] += 1
             case NotLoadable():
@@ -448,6 +453,7 @@ class Shadow:
             )
             self.attempts[launch.task] = running[launch.task] = attempt
             self._count(attempt)
+            self._world.blame.launched(attempt, to, running)
             if shuffle is not None and not launch.speculative:
                 status = self._registered.get(shuffle, {}).get(launch.partition)
                 if status is not None:
@@ -489,6 +495,7 @@ class Shadow:
         if under_way or fields["attempt"] <= newest:
             raise ViolationError("S11", f"stage {fields['stage']} begins while it is under way")
         self._stages[fields["stage"]] = fields["attempt"], True
+        self._world.blame.stage_begins(fields["stage"])
 
     def _stage_ends(self, fields: Any) -> None:
         newest, under_way = self._stages[fields["stage"]]
@@ -518,6 +525,7 @@ class Shadow:
         if fields["blame"] in ("task", "executor"):
             for attempt in self._left:
                 self.failures[(attempt.stage, attempt.partition, "lost")] += 1
+        self._world.blame.lost(fields["executor"], fields["blame"], self._counted)
         self._check_lease(fields["executor"], fields["why"])
         self._world.bounds.executor_given_up(fields["executor"], fields["why"])
 
@@ -663,6 +671,7 @@ class Shadow:
         if peer in self.live:
             del self.live[peer]
             self._left = list(self._running.pop(peer).values())
+            self._counted = [attempt for attempt in self._left if attempt.counts]
             for attempt in self._left:
                 attempt.ended = True
                 self._stop_counting(attempt)
@@ -670,6 +679,10 @@ class Shadow:
             self.away.discard(peer)
             self.stopped.discard(peer)
             self._peopled()
+
+    def given(self) -> Iterable[tuple[Incarnation, dict[TaskId, Tried]]]:
+        """What live executors have been given and have not ended."""
+        return self._running.items()
 
     def _peopled(self) -> None:
         now_s = self._world.clock.now_s

@@ -37,7 +37,7 @@ from spark_ft.protocol.messages import CopyMade, CopyOrder
 if TYPE_CHECKING:
     from chaos.sim.world import World
 
-_SIGHUP = 1
+_SIGHUP, _SIGKILL = 1, 9
 _SPAWN_S, _SIGNAL_S, _REAP_S, _COLLECT_S, _COPY_S = 0.03, 0.001, 0.002, 1.0, 0.02
 
 
@@ -152,7 +152,8 @@ class Worker(Process):
         store = self.world.disk(self.host).stores.get(executor.me)
         outputs = () if store is None else tuple(o.status for o in store.outputs.values() if not o.damage)
         running = tuple(executor.running) if executor.welcomed else None  # its marks
-        self.post(ChildExited(executor.me, status, signal, "", outputs, executor.welcomed, running))
+        oom = executor.oom and signal == _SIGKILL
+        self.post(ChildExited(executor.me, status, signal, "", outputs, executor.welcomed, running, oom))
 
     def child_stopped(self, executor: Executor, stopped: bool) -> None:
         self.own(_REAP_S, self._child_stopped, (executor, stopped))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, get_args
 
+from chaos.sim.blame import Blame
 from chaos.sim.bounds import Bounds
 from chaos.sim.clock import Clock
 from chaos.sim.disk import Disk
@@ -56,6 +57,7 @@ class World:
         self.traps: dict[str, list[Callable[[Process | None], None]]] = {}
         self.gate: Callable[[Run], bool] | None = None  # whether an attempt has to wait before it reads
         self.fates: list[str] = []  # of the tasks that begin next
+        self.struck: Counter[str] = Counter()  # fates that have met their task
         self.deaths: Counter[tuple[int, int]] = Counter()  # (stage, partition): processes that ended under it
         self.own_deaths: Counter[tuple[int, int]] = Counter()  # … by its own doing
         self.slow: dict[str, float] = {}  # machine or executor -> factor
@@ -66,6 +68,7 @@ class World:
         self.healed = False
         self.driver: Driver = make_driver(self)
         self.bounds = Bounds(self)
+        self.blame = Blame(self)
         self.shadow = Shadow(self, self.driver.scheduler)
         self.manager: Manager | None = None
         self.workers: dict[HostId, Worker] = {}  # the newest of each host
@@ -308,6 +311,7 @@ class World:
         if not self.fates:
             return "", False
         fate = self.fates.pop(0)
+        self.struck[fate] += 1
         return ("hang", True) if fate == "hang" else ("", True) if fate == "deaf" else (fate, False)
 
     def died_by_task(self, executor: Executor) -> None:
