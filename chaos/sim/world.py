@@ -87,7 +87,8 @@ class World:
                 self.watch(self.driver, self.manager.me)
         for index in range(options.hosts):
             self.start_worker(HostId(f"h{index}"))
-        self.driver.post(ResourcesGranted(options.hosts * options.executors))
+        granter = self.manager.me if self.manager is not None else None
+        self.driver.post(ResourcesGranted(options.hosts * options.executors, granter))
         self.driver.begin()
 
     def start_worker(self, host: HostId) -> None:

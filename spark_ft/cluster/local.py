@@ -215,7 +215,8 @@ class LocalCluster:
         for worker in self._workers:
             self._configure(worker)
             self._watch(worker)
-        host.post(ResourcesGranted(self.expected_executors))
+        manager_me = self._manager.me if self._manager is not None else None
+        host.post(ResourcesGranted(self.expected_executors, manager_me))
 
     def _configure(self, worker: _Process) -> None:
         assert self._scratch is not None

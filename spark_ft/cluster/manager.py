@@ -14,6 +14,9 @@ Rules
      taken away because somebody else came.
   3. A worker that is lost stays lost: its later words are answered with Fenced, for its cores may
      have been granted and its executors replaced.
+  4. Silence is judged when time passes, never at a message, and after a stall of this process (it was
+     stopped, or got no CPU) everybody is listened to anew: what workers said meanwhile may still be on
+     its way to us (CLK-4).
 
 Invariants (``check_invariants``)
   * per worker: cores and memory granted <= offered.
@@ -34,6 +37,7 @@ from spark_ft.protocol.effects import (
     PeerGone,
     Received,
     Send,
+    Tick,
     WatchProcess,
 )
 from spark_ft.protocol.messages import (
@@ -53,6 +57,8 @@ from spark_ft.protocol.messages import (
     WorkerRegistered,
 )
 from spark_ft.settings import Settings
+
+LOOKS = 8  # in the time after which a silent worker is given up; two looks missed in a row are a stall
 
 
 @dataclass(slots=True)
@@ -80,12 +86,19 @@ class ManagerCore:
         self._settings = settings
         self._workers: dict[Incarnation, _Worker] = {}
         self._apps: dict[AppId, _App] = {}
+        self._every_s = settings.silence_s / LOOKS
+        self._last_s = 0.0  # the clock at the last event
+        self._look_s: float | None = None  # when it was to look for silent ones again
 
     # --- The one way in --------------------------------------------------------------------
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """The one way this core's state changes."""
         out: list[Effect] = []
+        if self._look_s is not None and now_s - max(self._look_s, self._last_s) > 2 * self._every_s:
+            for entry in self._workers.values():
+                entry.heard_s = now_s
+        self._last_s = now_s
         match event:
             case Received(sender, message):
                 if sender in self._workers:
@@ -94,16 +107,24 @@ class ManagerCore:
             case PeerGone(peer, why):
                 self._worker_lost(peer, why, out)
                 self._driver_gone(peer, out)
-            case _:  # Tick, and what is not for managers
+            case Tick():
+                for worker, entry in list(self._workers.items()):
+                    if now_s >= entry.heard_s + self._settings.silence_s:
+                        self._worker_lost(worker, f"silent for {now_s - entry.heard_s:.1f} s", out)
+                self._look_s = now_s + self._every_s
+            case _:  # what is not for managers, and silences: of a driver they are no end
                 pass
-        for worker, entry in list(self._workers.items()):
-            if now_s >= entry.heard_s + self._settings.silence_s:
-                self._worker_lost(worker, f"silent for {self._settings.silence_s:g} s", out)
+        if not self._workers:
+            self._look_s = None
+        elif self._look_s is None:
+            self._look_s = now_s + self._every_s
         return out
 
     def wakeup_s(self) -> float | None:
-        heard = [worker.heard_s for worker in self._workers.values()]
-        return min(heard) + self._settings.silence_s if heard else None
+        if self._look_s is None or not self._workers:
+            return None
+        heard_s = min(worker.heard_s for worker in self._workers.values())
+        return min(self._look_s, heard_s + self._settings.silence_s)
 
     # --- Messages ----------------------------------------------------------------------------
 

@@ -54,6 +54,8 @@ from spark_ft.protocol.effects import (
     Measure,
     Note,
     PeerGone,
+    PeerHeard,
+    PeerSilent,
     Received,
     Send,
     SpawnExecutor,
@@ -195,8 +197,8 @@ class WorkerCore:
                     out.append(Send(owner, made))
             case LeaveWanted(within_s):
                 self._leave(within_s, now_s, out)
-            case PeerGone(peer, why):
-                self._peer_gone(peer, why, now_s, out)
+            case PeerGone() | PeerSilent() | PeerHeard():
+                self._peer(event, now_s, out)
             case _:  # Tick, and what is not for workers
                 pass
         if not self._exiting:
@@ -326,11 +328,21 @@ class WorkerCore:
         out.extend(KillProcess(executor, SIGKILL) for executor in heirlooms if executor not in own)
         return own
 
-    def _peer_gone(self, peer: Incarnation, why: str, now_s: float, out: list[Effect]) -> None:
-        if self._has_manager and peer == self._granter:
-            out.append(Note("manager_gone", {"why": why}))  # running applications do not need it (CM-1)
-            return
-        self._driver_gone(peer, why, now_s, out)
+    def _peer(self, event: PeerGone | PeerSilent | PeerHeard, now_s: float, out: list[Effect]) -> None:
+        """A driver's silence is no end: one that is stopped, or holds its GIL, goes on.  And running
+        applications do not need the manager (CM-1)."""
+        is_manager = self._has_manager and event.peer == self._granter
+        match event:
+            case PeerGone(peer, why) if not is_manager:
+                self._driver_gone(peer, why, now_s, out)
+            case PeerGone(why=why):
+                out.append(Note("manager_gone", {"why": why}))
+            case PeerSilent(silent_s=silent_s) if is_manager:
+                out.append(Note("manager_silent", {"silent_s": round(silent_s, 3)}))
+            case PeerHeard() if is_manager:
+                out.append(Note("manager_heard", {}))
+            case _:
+                pass
 
     def _driver_gone(self, driver: Incarnation, why: str, now_s: float, out: list[Effect]) -> None:
         """The one place that decides what an application's end without a goodbye means: nobody can

@@ -189,6 +189,7 @@ class _Worker:
             clock=self._clock,
             perform=self._perform,
             max_message_bytes=settings.max_message_bytes,
+            peer_silence_s=settings.silence_s,
         )
         self._copier = Copier(me, host, self._root, token, settings, self._host.post)
         self._host.connect(granter, config.granter_endpoint)

@@ -142,6 +142,7 @@ class Driver:
                 perform=self._perform,
                 bind=self.cluster.endpoint("driver"),
                 max_message_bytes=settings.max_message_bytes,
+                peer_silence_s=settings.silence_s,
                 on_error=self._core_failed,
             )
             relays = Incarnation(f"{self.me}-relays")  # a store has one writer, and ours is self.me's

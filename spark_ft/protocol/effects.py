@@ -44,10 +44,25 @@ class Received:
 
 @record
 class PeerGone:
-    """The transport has lost a peer for good (its link was closed or nothing came for too long)."""
+    """A peer has ended, or said that it is about to: nothing comes of it any more."""
 
     peer: Incarnation
     why: str
+
+
+@record
+class PeerSilent:
+    """Nothing at all has come from a peer for so long that it is stopped, or cut off.  Its link stays."""
+
+    peer: Incarnation
+    silent_s: float
+
+
+@record
+class PeerHeard:
+    """A peer that was silent is not any more."""
+
+    peer: Incarnation
 
 
 @record
@@ -100,9 +115,10 @@ class Released:
 
 @record
 class ResourcesGranted:
-    """Executors have been asked for: how many the application is to have."""
+    """Executors have been asked for: how many the application is to have, and of which manager, if any."""
 
     expected: int
+    manager: Incarnation | None = None
 
 
 @record
@@ -244,7 +260,7 @@ class CopyEnded:
 
 
 Event = (
-    Received | PeerGone | Tick | CopyEnded | LeaveWanted
+    Received | PeerGone | PeerSilent | PeerHeard | Tick | CopyEnded | LeaveWanted
     | JobSubmitted | CancelJobs | Released | ResourcesGranted | ResultLost | Stopping | Decommission
     | Inherited | ChildSpawned | ChildExited | ChildStopped | ChildrenSeen | StacksDumped
     | SlotStarted | SlotEnded | BarrierReached | Progress

@@ -36,6 +36,8 @@ from spark_ft.protocol.effects import (
     JobFailure,
     JobSubmitted,
     PeerGone,
+    PeerHeard,
+    PeerSilent,
     Received,
     Released,
     ResourcesGranted,
@@ -74,6 +76,7 @@ from spark_ft.scheduler.detours import Detours
 from spark_ft.scheduler.ends import Ends
 from spark_ft.scheduler.exclusion import Exclusion
 from spark_ft.scheduler.executors import Executors, ExecutorState
+from spark_ft.scheduler.granter import Granter
 from spark_ft.scheduler.health import Health
 from spark_ft.scheduler.invariants import check, check_idle
 from spark_ft.scheduler.links import Links
@@ -127,6 +130,7 @@ class SchedulerCore:
             settings, versions or {}, turn, self.executors, self.attempts, self.blocks, self.dag,
             self.recovery, self.copies, self.exclusion, self.ends,
         )  # fmt: skip
+        self.granter = Granter(turn)
         self.stalls = Stalls(settings, turn, self.executors, self.attempts, self.dag, self.ends)
         self.departures = Departures(settings, turn, self.executors, self.attempts, self.copies)
         self.gangs = Gangs(settings, turn, self.executors, self.attempts, self.dag, self.recovery)
@@ -168,10 +172,11 @@ class SchedulerCore:
                 self.releases.released(event)
             case ResultLost(job, partition, text):
                 self.dag.result_lost(job, partition, text)
-            case PeerGone(peer, why):
-                self.liveness.peer_gone(peer, why)
-            case ResourcesGranted(expected):
+            case PeerGone() | PeerSilent() | PeerHeard():
+                self._peer(event)
+            case ResourcesGranted(expected, manager):
                 self.liveness.wanted = expected
+                self.granter.named(manager)
             case Decommission(host, within_s):
                 self.departures.ask(host, within_s)
             case Stopping():
@@ -224,6 +229,16 @@ class SchedulerCore:
             self.turn.note("driver_stalled", seconds=round(stall_s, 3))
         self.turn.now_s = now_s - self._stalled_s
         self._due_s = now_s + self._every_s  # should this turn raise, the next one is not at once
+
+    def _peer(self, event: PeerGone | PeerSilent | PeerHeard) -> None:
+        match event:
+            case PeerGone(peer, why):
+                self.granter.lost(peer, why)
+                self.liveness.peer_gone(peer, why)
+            case PeerSilent(peer, silent_s):  # executors and workers have leases, which say more
+                self.granter.lost(peer, f"nothing was heard of it for {silent_s:.1f} s")
+            case PeerHeard(peer):
+                self.granter.heard(peer)
 
     # --- Messages ---------------------------------------------------------------------------
 
@@ -307,6 +322,7 @@ class SchedulerCore:
                 else:
                     self.executors.fence(id)  # its hello may still be under way
             case Goodbye(why):
+                self.granter.lost(sender, why)
                 self.liveness.peer_gone(sender, why)
             case _:
                 self.turn.note("message_not_for_scheduler", sender=sender, message=type(message).__name__)

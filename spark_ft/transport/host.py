@@ -7,8 +7,10 @@ peer.  Only the loop's thread touches the core, the links and the sockets.
 What holds:
 
 - The core sees the messages of one incarnation once and in order, until its link is closed; after
-  ClosePeer or PeerGone nothing of that incarnation is delivered any more, for ever: identities
-  are never used again, so nothing that is wanted can be lost by that.
+  ClosePeer nothing of that incarnation is delivered any more, for ever: identities are never used
+  again, so nothing that is wanted can be lost by that.
+- Silence closes no link.  The core is told of it, and of its end, and decides what it means; any frame
+  that verifies breaks it, also the bare acknowledgement that an idle link sends every second.
 - A fenced peer's every frame is answered by Fenced.  Of a peer that was closed without a fence,
   frames are only acknowledged as far as they had been delivered (so that it can end in peace).
 - An unknown incarnation gets a link by its first frame and by no other (``seq`` 1): the rest of a
@@ -16,7 +18,7 @@ What holds:
 - A frame that does not verify changes nothing but ``dropped`` (NET-4, NET-12).
 - Messages are handled before time passes: after a stall of this process (SIGSTOP, a suspended
   machine, a long call that held the GIL) everything that arrived meanwhile is handled before any
-  Tick, and no peer's silence counts for the length of the stall (CLK-4).
+  Tick, and no peer's silence counts that began before it was over (CLK-4).
 """
 
 from __future__ import annotations
@@ -33,7 +35,18 @@ from spark_ft.clock import Clock
 from spark_ft.errors import RemoteProtocolError, UsageError
 from spark_ft.ids import Incarnation
 from spark_ft.protocol import codec
-from spark_ft.protocol.effects import ClosePeer, Core, Effect, Event, Note, PeerGone, Received, Send, Tick
+from spark_ft.protocol.effects import (
+    ClosePeer,
+    Core,
+    Effect,
+    Event,
+    Note,
+    PeerHeard,
+    PeerSilent,
+    Received,
+    Send,
+    Tick,
+)
 from spark_ft.protocol.messages import Fenced, Message
 from spark_ft.transport import frames
 from spark_ft.transport.link import Frame, Link
@@ -56,7 +69,7 @@ class _Peer:
 
     __slots__ = (
         "heard_s", "incarnation", "labels", "link", "outbox", "outbox_bytes",
-        "route", "routing", "socket", "wake_s",
+        "route", "routing", "silent", "socket", "wake_s",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +89,7 @@ class _Peer:
         self.labels: list[str] = []
         self.outbox_bytes = 0
         self.heard_s = now_s
+        self.silent = False
         self.wake_s = inf  # the earliest entry of the host's heap for this peer
 
     def pack_outbox(self) -> None:
@@ -92,7 +106,7 @@ class Host:
 
     ``token``: 16 bytes that every frame of the application carries.  ``perform`` carries out the
     effects that are not the host's own, in the loop's thread.  ``bind``: an endpoint to listen at.
-    ``peer_silence_s``: a peer of which nothing at all came for so long is PeerGone; None: never.
+    ``peer_silence_s``: a peer of which nothing at all came for so long is PeerSilent; None: never.
     ``on_error`` gets what the core or a callback raised; unless given, it ends the loop.
 
     ``dropped`` counts frames and messages that were refused or could not be sent, by reason.
@@ -335,7 +349,7 @@ class Host:
         stood still too: read until nothing comes for a moment, a second at most.  And nobody can be
         blamed for a silence while we were deaf."""
         for peer in self._peers.values():
-            peer.heard_s += stall_s
+            peer.heard_s = self._awake_s
         until_s = self._clock.now_s() + STALL_S
         while self._clock.now_s() < until_s and (ready := self._waiter.wait(SETTLE_S)):
             self._read(ready)
@@ -375,10 +389,10 @@ class Host:
     def _check_silence(self, now_s: float) -> None:
         assert self._silence_s is not None
         for peer in list(self._peers.values()):
-            if now_s - peer.heard_s >= self._silence_s:
-                self.close_peer(peer.incarnation)
-                self._handle(PeerGone(peer.incarnation, f"nothing came for {now_s - peer.heard_s:.1f} s"))
-        self._silence_check_s = now_s + self._silence_s / 10
+            if not peer.silent and now_s - peer.heard_s >= self._silence_s:
+                peer.silent = True
+                self._handle(PeerSilent(peer.incarnation, now_s - peer.heard_s))
+        self._silence_check_s = now_s + self._silence_s / 20
 
     # --- In -------------------------------------------------------------------------------
 
@@ -429,6 +443,9 @@ class Host:
             self.dropped["socket"] += 1
             return
         peer.heard_s = now_s
+        if peer.silent:
+            peer.silent = False
+            self._handle(PeerHeard(sender))
         if 0 < header.seq <= peer.link.received:
             self.dropped["repeated"] += 1  # the link has delivered it before (NET-2)
         bodies = peer.link.receive(header.seq, header.ack, header.body, now_s)

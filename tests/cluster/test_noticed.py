@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from tests.cluster import faultlib
 from tests.cluster.faultlib import wait_until
 
@@ -50,3 +52,24 @@ def test_EX_7_WK_8_a_stopped_executor_and_a_stopped_worker_are_given_up_and_repl
     running.log.wait_for("executor_adopted", executor=executors["host-1"]["executor"], deadline_s=5.0)
     wait_until(lambda: len(running.executor_pids()) == 2, what="another in the stopped one's place")
     assert running.sc.parallelize(range(8), 4).sum() == 28
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["killed", "stopped"])
+def test_CM_1_NET_5_the_loss_of_the_manager_is_in_the_log_in_time_and_costs_nothing(start, stopped) -> None:
+    running = start("local-cluster[2,1,512]")
+    running.log.wait_for("executor_added", 2)
+    manager = running.sc._driver.cluster._manager.interpreter
+    began_ms = wall_ms()
+    manager.signal(signal.SIGSTOP if stopped else signal.SIGKILL)
+    (lost,) = running.log.wait_for("manager_lost", deadline_s=STOPPED_S + 5.0)
+    within(began_ms, lost, STOPPED_S if stopped else KILLED_S)
+    assert running.sc.parallelize(range(8), 4).sum() == 28
+    if stopped:
+        manager.signal(signal.SIGCONT)
+        (back,) = running.log.wait_for("manager_back", deadline_s=5.0)
+        assert back["manager"] == lost["manager"]
+        host = running.sc._driver._host
+        told = host.received_count
+        wait_until(lambda: host.received_count > told + 8, 10.0, "beats, and whatever the manager has to say")
+    faultlib.assert_r0(running.events())
+    assert not running.log.of("worker_lost") and not running.log.of("executor_lost")

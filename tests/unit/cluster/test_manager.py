@@ -47,6 +47,15 @@ class Driven:
         self.core.check_invariants()
         return effects
 
+    def pass_until(self, until_s: float) -> list[Effect]:
+        """Tick whenever it wants to be woken."""
+        effects: list[Effect] = []
+        while (wakeup_s := self.core.wakeup_s()) is not None and wakeup_s <= until_s:
+            self.now_s = wakeup_s
+            effects += self.event(Tick())
+        self.now_s = until_s
+        return effects
+
     def tell(self, sender: Incarnation, message: Message) -> list[Effect]:
         return self.event(Received(sender, message))
 
@@ -114,18 +123,30 @@ def test_a_lost_worker_is_told_of_fenced_and_replaced_from_what_is_free(silent: 
     driven = Driven(workers=2)
     driven.app(executors=2)
     if silent:
-        driven.now_s += SETTINGS.lost_after_s / 2
+        effects = driven.pass_until(driven.now_s + SETTINGS.lost_after_s / 2)
         driven.tell(worker(1), WorkerBeat(1))
-        wakeup_s = driven.core.wakeup_s()
-        assert wakeup_s == 100.0 + SETTINGS.silence_s
-        driven.now_s = wakeup_s
-        effects = driven.event(Tick())
+        assert not effects
+        effects = driven.pass_until(100.0 + SETTINGS.silence_s)
     else:
         effects = driven.event(PeerGone(worker(0), "its process has ended"))
     assert any(isinstance(m, WorkerLost) and m.worker == worker(0) for m in told(effects, DRIVER))
     assert any(isinstance(e, ClosePeer) and e.peer == worker(0) and e.fence for e in effects)
     assert assigned(effects) == {worker(1): 2}
     assert granted(effects) == {worker(1): 2}
+
+
+def test_CLK_4_a_manager_that_stood_still_gives_up_nobody_before_it_has_listened_anew() -> None:
+    driven = Driven(workers=3)
+    driven.app(executors=3)
+    driven.pass_until(driven.now_s + 5.0)
+    driven.now_s += 60.0
+    assert driven.event(Tick()) == []
+    assert driven.tell(worker(0), WorkerBeat(1)) == []
+    woken_s = driven.now_s
+    assert driven.pass_until(woken_s + SETTINGS.silence_s - 0.1) == []
+    driven.tell(worker(0), WorkerBeat(2))
+    effects = driven.pass_until(woken_s + SETTINGS.silence_s)
+    assert {e.peer for e in effects if isinstance(e, ClosePeer)} == {worker(1), worker(2)}
 
 
 def test_an_application_is_unregistered_when_every_worker_has_answered_or_is_lost() -> None:

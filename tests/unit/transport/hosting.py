@@ -13,7 +13,17 @@ from typing import Any
 
 from spark_ft.clock import BootClock
 from spark_ft.ids import Incarnation, new_incarnation
-from spark_ft.protocol.effects import Effect, Event, Note, PeerGone, Received, Send, Tick
+from spark_ft.protocol.effects import (
+    Effect,
+    Event,
+    Note,
+    PeerGone,
+    PeerHeard,
+    PeerSilent,
+    Received,
+    Send,
+    Tick,
+)
 from spark_ft.protocol.messages import KillTask, Message
 from spark_ft.transport.host import Host
 
@@ -64,6 +74,12 @@ class Recorder:
 
     def gone(self) -> list[Incarnation]:
         return [event.peer for event in self.events if isinstance(event, PeerGone)]
+
+    def silent(self) -> list[Incarnation]:
+        return [event.peer for event in self.events if isinstance(event, PeerSilent)]
+
+    def heard(self) -> list[Incarnation]:
+        return [event.peer for event in self.events if isinstance(event, PeerHeard)]
 
 
 class Node:
