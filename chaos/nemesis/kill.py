@@ -139,7 +139,7 @@ class KillManager(Nemesis):
             return self.made(fault, False, why="no manager is there")
         cluster.signal(manager, signal.SIGKILL)
         gone = cluster.wait(lambda: not manager.is_alive(), GONE_WITHIN_S)
-        notice = Notice(("manager_lost",), {"manager": manager.id}, NOTICED_WITHIN_S)
+        notice = Notice(("manager_lost",), {}, NOTICED_WITHIN_S)
         return self.made(fault, gone, "CM-1", notices=[notice], manager=manager.pid)
 
 
