@@ -76,7 +76,7 @@ class Tried:
 
     __slots__ = (
         "counts", "ended", "executor", "inputs", "job", "partition", "shuffle", "speculative", "stage",
-        "task",
+        "stale", "task",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +94,7 @@ class Tried:
         self.shuffle, self.job, self.inputs, self.speculative = shuffle, job, inputs, speculative
         self.counts = True  # not told to stop
         self.ended = False
+        self.stale = False  # what it has read was replaced since
 
 
 class Told:
@@ -155,6 +156,7 @@ class Shadow:
             "stage_start": self._stage_begins,
             "stage_end": self._stage_ends,
             "rollback": self._new_generation,
+            "output_replaced": self._replaced,
             "worker_lost": self._worker_lost,
             "output_lost": self._output_lost,
             "store_quarantined": self._quarantined,
@@ -345,6 +347,8 @@ class Shadow:
         if type(message) is TaskUpdates:
             for end in message.ended:
                 reason = end.reason
+                if end.cached:
+                    self._check_kept(sender, end)
                 if type(reason) is Success and reason.output is not None:
                     self._accepted(reason.output, sender)
         elif type(message) is ExecutorExited:
@@ -547,6 +551,20 @@ class Shadow:
             told.rollbacks += shuffle in told.shape.shuffles
         self._rolled_back = True
         self._world.reached("rollback", None)
+
+    def _replaced(self, fields: Any) -> None:
+        for running in self._running.values():
+            for attempt in running.values():
+                if any(shuffle == fields["shuffle"] for shuffle, _ in attempt.inputs):
+                    attempt.stale = True
+
+    def _check_kept(self, executor: Incarnation, end: TaskEnd) -> None:
+        """What a reader of replaced data has kept in memory is held by nobody (S17)."""
+        attempt = self.attempts.get(end.task)
+        if attempt is not None and attempt.stale:
+            held = self._core.blocks.of_executor.get(executor, ())
+            if any((block.node, block.partition) in held for block in end.cached if block.block is None):
+                raise ViolationError("S17", f"what task {end.task} kept of replaced data is held to be good")
 
     def _worker_lost(self, fields: Any) -> None:
         self._world.bounds.worker_given_up(fields["worker"], fields["why"])
