@@ -87,6 +87,7 @@ class Nemesis:
         world.network.cuts.clear()
         world.network.noises.clear()
         world.slow.clear()
+        world.sick.clear()
         world.slow_probe_until_s = -1.0
         for disk in world.disks.values():
             disk.full_until_s = -1.0

@@ -80,12 +80,22 @@ def _explained(world: World, handle: Handle, failure: JobFailure) -> bool:
             fickle = shuffles & (lineage.random | lineage.chatty) or nodes & lineage.fickle
             endless = shadow.jobs[handle.job].rollbacks >= 49 or "again and again" in failure.text
             return bool(fickle) and (handle.final or endless)
+        case _:
+            return _unpeopled(world, failure)
+
+
+def _unpeopled(world: World, failure: JobFailure) -> bool:
+    """Nobody was there who could have run it."""
+    shadow = world.shadow
+    match failure.condition:
         case "NO_RESOURCES":
             empty_s = shadow.empty_longest_s
             if shadow.empty_since_s is not None:
                 empty_s = max(empty_s, world.clock.now_s - shadow.empty_since_s)
-            return empty_s >= settings.no_resources_timeout_s - 1.0
+            return empty_s >= world.options.settings.no_resources_timeout_s - 1.0
         case "EXECUTOR_CRASH_LOOP":
             return bool(world.bad_starts_until)
+        case "ALL_EXECUTORS_EXCLUDED":
+            return shadow.nobody_left
         case _:
             return False

@@ -21,7 +21,7 @@ FAULTS = {
     "user_error": 5, "host_error": 2, "not_loadable": 1, "own_death": 3, "deaf_task": 2, "hang": 1,
     "slow_host": 2, "self_killed": 1, "evict": 2, "echo": 4, "zombie": 3,
     "long_call": 3, "stillborn": 2, "late_answer": 3, "lose_read": 8, "leave": 2, "gray": 3,
-    "memory": 3, "dirty": 3,
+    "memory": 3, "dirty": 3, "sick": 4,
 }  # fmt: skip
 
 
@@ -90,6 +90,7 @@ def draw(rng: Random) -> Options:
         launch_ack_s=rng.choice([2.0, 5.0]),
         stall_timeout_s=rng.choice([0.0, 3.0, 60.0]),
         task_timeout_s=rng.choice([0.0, 0.0, 0.0, 8.0]),
+        exclude_timeout_s=rng.choice([3600.0, 3600.0, 8.0]),
     )
     managed = rng.random() < 0.8
     kinds = list(FAULTS)
@@ -123,6 +124,10 @@ def draw(rng: Random) -> Options:
         faults=rng.randrange(10, 45),
         weights=weights,
     )
+    if rng.random() < 0.1:  # it is about executors on which tasks fail
+        settings = replace(settings, max_failures=4, speculation=False)
+        weights = {**weights, "sick": 30}
+        return replace(drawn, settings=settings, weights=weights, executors=3, width=6, jobs=8)
     if rng.random() < 0.2:  # it is about data that comes out different when it is built again
         weights = {**weights, "lose_read": 30}
         return replace(drawn, indeterminate=0.8, persisted=0.5, executors=3, weights=weights)

@@ -7,6 +7,7 @@ lose_read     what a reader has just read is lost: an output, or all that its wr
 gray          an executor is slow again and again, and well again later
 memory        a task runs out of memory, and says so, or the kernel does (MEM-1)
 dirty         a task leaves a thread behind in its process (TK-7)
+sick          on an executor, or a host, tasks fail that succeed elsewhere; later it is well again (EX-14)
 leave         an executor, or a host, is asked to leave in order
 """
 
@@ -98,9 +99,17 @@ class Plots(Nemesis):
     def _dirty(self, rng: Random) -> None:
         self._fated("dirty", rng.choice([1, 3]))
 
+    def _sick(self, rng: Random) -> None:
+        executor, sick = self._executor(rng), self.world.sick
+        if executor is not None:
+            where = executor.machine if rng.random() < 0.3 else executor.me
+            sick.add(where)
+            self.world.clock.after(rng.choice([2.0, 8.0, 20.0, 20.0]), lambda _: sick.discard(where))
+
     def settled(self) -> None:
         super().settled()
         self.took["memory"] += self.world.struck["kernel"] + self.world.struck["memory"]
+        self.took["sick"] += self.world.struck["sick"]
         self.took["dirty"] += self.world.struck["dirty"]
 
     def _leave(self, rng: Random) -> bool:

@@ -21,6 +21,7 @@ from chaos.sim.violation import ViolationError, named
 from chaos.sim.world import World
 
 STEPS_MAX = 200_000
+PROBED_S = 25.0  # from the end of a back-off until a probe has ended, if there is work; a slow task takes 20
 SETTLE_S = 16.0  # after the last job: until everybody has been told, and garbage is collected
 
 
@@ -139,6 +140,7 @@ def _end(world: World, nemesis: Plots, steps_max: int) -> float:
             )
         _run_until(world, clock.now_s + 0.5, steps_max)
     healing_s = clock.now_s - healed_s
+    _check_probes(world, steps_max)
     for number in range(len(world.programs)):
         nemesis.release_program(number)
     _run_until(world, clock.now_s + SETTLE_S, steps_max)
@@ -152,6 +154,31 @@ def _end(world: World, nemesis: Plots, steps_max: int) -> float:
     if world.seed % 4 == 0:
         _check_orphans(world, steps_max)
     return healing_s
+
+
+def _check_probes(world: World, steps_max: int) -> None:
+    """Whoever is excluded is well by now: once its back-off is over it is let in, if there is work (L12)."""
+    excluded, live = world.excluded.until_s, world.driver.scheduler.executors.live
+    waiting = [e for e in excluded if e in live and not live[e].is_leaving]
+    if not waiting:
+        return
+    target = world.lineage.add(3 * sum(executor.slots for executor in live.values()))
+    program = len(world.programs)
+    world.programs.append(range(target, target + 1))
+    bound_s = max(max(excluded[e] for e in waiting), world.clock.now_s) + PROBED_S
+    handle = None
+    while any(e in excluded for e in waiting if e in live and not live[e].is_leaving):
+        if world.clock.now_s > bound_s:
+            raise ViolationError("L12", f"{waiting} are well, there is work, and they get none")
+        if handle is None or handle.closed:
+            partitions = tuple(range(world.lineage.nodes[target].partition_count))
+            handle = world.driver.submit(target, partitions, program)
+        _run_until(world, world.clock.now_s + 0.5, steps_max)
+        world.marks["probe_awaited"] += 1
+    while handle is not None and not handle.closed:
+        if world.clock.now_s > bound_s + PROBED_S:
+            raise ViolationError("L1", f"job {handle.job} does not end")
+        _run_until(world, world.clock.now_s + 0.5, steps_max)
 
 
 def _check_garbage(world: World) -> None:

@@ -47,6 +47,7 @@ from spark_ft.protocol.messages import (
     MakeCopies,
     MapOutputs,
     MapStatus,
+    MayLeave,
     Message,
     NotLoadable,
     StoredResult,
@@ -163,11 +164,17 @@ class Shadow:
             "task_timeout": self._late,
             "executor_lost": self._executor_lost,
             "executor_cut_off": self._cut_off,
+            "executor_excluded": lambda fields: self._world.excluded.excluded(fields),
+            "probe_failed": lambda fields: self._world.excluded.probe_failed(fields),
+            "executor_readmitted": lambda fields: self._world.excluded.readmitted(fields["executor"]),
+            "worker_leaving": lambda fields: self._leaving.add(fields["id"]),
         }
         self.dead: set[Incarnation] = set()  # whose exit was told
         self.held: dict[JobId, Told] = {}  # ended well, with results that are still to be read where they are
         self._to_adopt: list[MapStatus] = []
         self._unreached: Counter[tuple[ShuffleId, int, TaskId]] = Counter()  # reads of an output in vain
+        self._leaving: set[Incarnation] = set()  # workers
+        self.nobody_left = False  # a job has ended because everybody was excluded, and so it was
         self._left: list[Tried] = []  # what the executor that was given up last had been given
         self._counted: list[Tried] = []  # … of that, what counted
 
@@ -222,6 +229,8 @@ class Shadow:
         self.dead.add(exited.executor)
         self._world.blame.exited(exited)
         for output in exited.outputs:
+            self._world.excluded.adopted(exited.executor, output.attempt)
+        for output in exited.outputs:
             attempt = self.attempts.get(output.attempt)
             if (
                 attempt is not None
@@ -275,7 +284,7 @@ class Shadow:
         match reason:
             case UserError(condition="TASK_OUT_OF_MEMORY"):
                 self.failures[(*where, "memory")] += 1
-            case UserError():
+            case UserError() if not self._world.excluded.ended(attempt, end):
                 self.failures[(*where, "final" if not reason.retryable else "user")] += 1
             case NotLoadable():
                 self.failures[(attempt.stage, -1, "unloadable")] += 1
@@ -288,6 +297,8 @@ class Shadow:
                     self.corrupt[reason.store] += 1
                 if reason.map_index >= 0:
                     self._doubt(reason)
+            case Success():
+                self._world.excluded.ended(attempt, end)
             case _:
                 pass
 
@@ -375,6 +386,8 @@ class Shadow:
                 for order in orders:
                     if order.output is not None:
                         self._orders[order.number] = order.output
+            case MayLeave():
+                self._may_leave(to)
             case KillExecutor(executor):
                 self.away.add(executor)
             case ExecutorWelcome():
@@ -386,6 +399,27 @@ class Shadow:
                     self._dropped(list(shuffles))
             case _:
                 pass
+
+    def _may_leave(self, to: Incarnation) -> None:
+        """Nothing lies there alone, if there is somewhere else for it to be (EX-13)."""
+        host = self.workers.get(to)
+        staying = {h for worker, h in self.workers.items() if worker not in self._leaving}
+        if host in staying or not staying:
+            return
+        for outputs in self._core.outputs if host is not None else ():
+            for index, status in enumerate(outputs.statuses):
+                if status is not None and all(p.host == host for p in outputs.locations(index)):
+                    raise ViolationError(
+                        "EX-13", f"{to} may leave: output {index} of shuffle {outputs.shuffle} is only there"
+                    )
+        executors = self._world.executors
+        for node, partitions in self._core.blocks.held.items():
+            for partition, holding in partitions.items():
+                gone = [id for id in holding.memory if id == to or executors[id].host == host]
+                if len(gone) == len(holding.memory) and all(h == host for h in holding.disk):
+                    raise ViolationError(
+                        "EX-13", f"{to} may leave: partition {node}/{partition} is only there"
+                    )
 
     def _welcomed(self, to: Incarnation) -> None:
         if to in self.fenced:
@@ -458,6 +492,7 @@ class Shadow:
             self.attempts[launch.task] = running[launch.task] = attempt
             self._count(attempt)
             self._world.blame.launched(attempt, to, running)
+            self._world.excluded.launched(attempt, to)
             if shuffle is not None and not launch.speculative:
                 status = self._registered.get(shuffle, {}).get(launch.partition)
                 if status is not None:
@@ -650,6 +685,8 @@ class Shadow:
         job = self.jobs[effect.job]
         if job.finished:
             raise ViolationError("S4", f"job {effect.job} ends twice")
+        if effect.failure is not None and effect.failure.condition == "ALL_EXECUTORS_EXCLUDED":
+            self.nobody_left = self._world.excluded.is_everybody()
         if effect.failure is None and job.delivered.keys() != job.partitions:
             raise ViolationError("S2", f"job {effect.job} succeeds without all its results")
         job.finished = True

@@ -132,9 +132,7 @@ class Worker(Process):
 
     def reap(self, executor: Executor, status: int, signal: int) -> None:
         """The kernel tells of a child's end; its store is probed, then the core hears of it."""
-        how = (
-            (-1, 0) if executor.adopted else (status, signal)
-        )  # it was not our child
+        how = (-1, 0) if executor.adopted else (status, signal)  # it was not our child
         self.own(_REAP_S, self._reaped, (executor, *how))
 
     def _reaped(self, item: tuple[Executor, int, int]) -> None:

@@ -12,6 +12,7 @@ from chaos.sim.bounds import Bounds
 from chaos.sim.clock import Clock
 from chaos.sim.disk import Disk
 from chaos.sim.driver import Driver, Handle, make_driver
+from chaos.sim.excluded import Excluded
 from chaos.sim.executor import Executor, Run
 from chaos.sim.judge import judge
 from chaos.sim.network import ALIVE, DEAD, Network, Process
@@ -61,6 +62,7 @@ class World:
         self.deaths: Counter[tuple[int, int]] = Counter()  # (stage, partition): processes that ended under it
         self.own_deaths: Counter[tuple[int, int]] = Counter()  # … by its own doing
         self.slow: dict[str, float] = {}  # machine or executor -> factor
+        self.sick: set[str] = set()  # machines and executors on which tasks fail
         self.bad_starts_until: dict[str, float] = {}
         self.slow_probe_until_s = -1.0
         self.ended: Counter[str] = Counter()  # jobs by how they ended
@@ -69,6 +71,7 @@ class World:
         self.driver: Driver = make_driver(self)
         self.bounds = Bounds(self)
         self.blame = Blame(self)
+        self.excluded = Excluded(self)
         self.shadow = Shadow(self, self.driver.scheduler)
         self.manager: Manager | None = None
         self.workers: dict[HostId, Worker] = {}  # the newest of each host
@@ -309,6 +312,9 @@ class World:
         root = self.root_of(run.of.launch)
         if (fate := self.lineage.poison.get((root, run.launch.partition))) is not None:
             return fate, False
+        if executor.me in self.sick or executor.machine in self.sick:
+            self.struck["sick"] += 1
+            return "raise", False
         if not self.fates:
             return "", False
         fate = self.fates.pop(0)
