@@ -7,7 +7,7 @@
 * A closure that was pickled keeps its handles alive until its job has ended (``collecting``), so
   a block is never dropped under a job that was submitted with it, unless it is destroyed.
 * ``unpersist`` only forgets copies; they are fetched again on use.  After ``destroy`` a closure that
-  uses the handle cannot be submitted any more (BL-14).
+  uses the handle cannot be submitted any more, and a task that has yet to load it fails and says so (BL-14).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 from spark_ft import closures
-from spark_ft.errors import PySparkRuntimeError
+from spark_ft.errors import BlockExpired, FetchError, PySparkRuntimeError
 from spark_ft.protocol.messages import BlockRef
 
 __all__ = ["Broadcast"]
@@ -69,7 +69,7 @@ class Broadcast(Generic[T]):
         per record.
         """
         if self._destroyed:
-            raise self._was_destroyed()
+            raise _destroyed(self._id)
         loaded: T = _load(self._id, self._block)
         return loaded
 
@@ -105,7 +105,7 @@ class Broadcast(Generic[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._destroyed:
-            raise self._was_destroyed()
+            raise _destroyed(self._id)
         if _used.handles is not None:
             _used.handles[self._id] = self
         return _unpickle, (self._id, self._block)
@@ -120,10 +120,11 @@ class Broadcast(Generic[T]):
             )
         return self._owner
 
-    def _was_destroyed(self) -> PySparkRuntimeError:
-        return PySparkRuntimeError(
-            errorClass="BROADCAST_DESTROYED", messageParameters={"variable": f"Broadcast({self._id})"}
-        )
+
+def _destroyed(bid: int) -> PySparkRuntimeError:
+    return PySparkRuntimeError(
+        errorClass="BROADCAST_DESTROYED", messageParameters={"variable": f"Broadcast({bid})"}
+    )
 
 
 # --- Driver side ----------------------------------------------------------------------------
@@ -214,5 +215,13 @@ def _load(bid: int, block: BlockRef) -> Any:
         lock = _Process.loading.setdefault(bid, threading.Lock())
     with lock:
         if bid not in _Process.values:
-            _Process.values[bid] = closures.loads(_Process.loader(block))
+            try:
+                data = _Process.loader(block)
+            except BlockExpired:
+                raise _destroyed(bid) from None
+            except FetchError as error:
+                if error.failed.evidence == "expired":
+                    raise _destroyed(bid) from None
+                raise
+            _Process.values[bid] = closures.loads(data)
         return _Process.values[bid]

@@ -286,10 +286,13 @@ class Driver:
                 )
             return self._writer.put_block(kind, name, chunks)
 
-    def drop_block(self, ref: BlockRef) -> None:
-        """Give back the space of a block of the driver's own store."""
+    def drop_block(self, ref: BlockRef, tell: bool = False) -> None:
+        """Give back the space of a block of the driver's own store.  ``tell``: whoever asks for it yet hears
+        that it was dropped on purpose."""
         with self._lock:
             if self._writer is not None and not self._stopped:
+                if tell:
+                    self._writer.mark_expired([ref])
                 self._writer.drop_blocks([ref])
 
     def read_block(self, ref: BlockRef) -> bytes:

@@ -224,7 +224,7 @@ class DriverSession:
         driver = self._live()
         driver.release(broadcasts=(bid,))
         if block is not None:
-            driver.drop_block(block)
+            driver.drop_block(block, tell=True)
 
     def _drop_unreferenced(self, driver: Driver) -> None:
         while self._unreferenced:

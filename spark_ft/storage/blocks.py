@@ -134,6 +134,10 @@ class StoreWriter:
         with self._lock:
             self.drop([self._shuffles.pop(shuffle) for shuffle in shuffles if shuffle in self._shuffles])
 
+    def mark_expired(self, refs: Iterable[BlockRef]) -> None:
+        """Whoever asks for these from now on hears that they were dropped on purpose."""
+        layout.mark_expired(self.path.parent.parent, [ref.key for ref in refs])
+
     def drop_blocks(self, refs: Iterable[BlockRef]) -> None:
         """Forget these blocks; those of other stores are passed over."""
         with lmdb_env.whole(), self._lock:

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from operator import add
 from typing import Any
@@ -264,3 +265,55 @@ def test_NET_8_the_driver_relays_between_two_hosts_out_of_each_others_reach(netw
     assert not net.running.log.of("output_lost") and not net.running.log.of("worker_lost")
     net.proxy.heal()
     net.assert_right()
+
+
+# --- BL-2, BL-8: reads that are slow, or fail for one of two twins ------------------------------------
+
+
+def test_BL_2_a_read_that_takes_longer_than_the_patience_with_silence_is_no_loss(network, tmp_path) -> None:
+    net = network(spark_ft_fetch_timeout="600ms", spark_shuffle_io_maxRetries=1)
+    size, written, read = 3_000, Gate(tmp_path / "written"), Gate(tmp_path / "read")
+    numbers = net.running.sc.parallelize(range(24), 12).mapPartitionsWithIndex(written.share(2))
+    blobs = numbers.map(lambda x: (x % 2, random.Random(x).randbytes(size))).partitionBy(2)
+    readers = blobs.mapPartitionsWithIndex(read.share(2))
+    net.proxy.rules(Rule("throttle", plane="data", source="worker", bytes_per_s=16_000.0))
+    began_s = time.monotonic()
+    found = sorted((k, len(v)) for k, v in readers.collect())
+    assert found == sorted((x % 2, size) for x in range(24))
+    (done,) = net.proxy.heal()
+    assert done["touched_bytes"] > 24 * size / 3, "hardly anything went over the slow line"
+    assert time.monotonic() - began_s > 2 * 0.6, "it was not slow: nothing is shown"
+    assert not net.running.log.of("fetch_failed") and not net.running.log.of("output_lost")
+    faultlib.assert_r0(net.running.events())
+
+
+def test_BL_8_a_twin_that_cannot_fetch_costs_no_output_and_the_original_counts(network, tmp_path) -> None:
+    early = {"spark_ft_speculation_minFinished": 1, "spark_speculation_quantile": 0.5}
+    net = network(spark_ft_fetch_timeout="200ms", spark_shuffle_io_maxRetries=1, **early)
+    running, share = net.running, Gate(tmp_path / "share").share(2)
+    held, twin = Gate(tmp_path / "held"), Gate(tmp_path / "twin")
+    numbers = running.sc.parallelize(range(NUMBERS), 4).mapPartitionsWithIndex(share)
+    dealt = numbers.map(lambda x: (x % 4, x)).partitionBy(4).values()
+
+    def step(index: int, records: Any) -> Any:
+        if index == 0 and held.arrive("begun") == 0:
+            seen = list(records)
+            held.wait("original")
+            return seen
+        if index == 0 and not twin.arrive("twin"):
+            twin.wait("held")  # it has yet to read
+        return records
+
+    action = Action(lambda: sorted(dealt.mapPartitionsWithIndex(step).collect()))
+    wait_until(lambda: twin.arrivals().get("held"), what="the twin of the slow reducer")
+    net.proxy.cut("host-0", "host-1", plane="data")
+    twin.open()
+    (missed, *_) = running.log.wait_for("fetch_failed")
+    net.proxy.heal()
+    held.open()
+    assert action.result() == list(range(NUMBERS))
+    (start,) = running.log.of("task_start", task=missed["task"])
+    assert start["speculative"] and missed["evidence"] in ("refused", "timeout")
+    assert running.starts("map") == Counter(range(4)), "what can be read is not made again"
+    assert not running.log.of("output_lost")
+    assert running.starts("result") == Counter(range(4))

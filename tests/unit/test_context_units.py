@@ -54,7 +54,7 @@ class FakeDriver:
     def read_block(self, ref):
         return self.blocks[ref.store, ref.key]
 
-    def drop_block(self, ref):
+    def drop_block(self, ref, tell=False):
         self.dropped.append((ref.store, ref.key))
 
     def release(self, shuffles=(), nodes=(), broadcasts=()):
