@@ -4,7 +4,8 @@
     local-cluster[w,c,m]   driver ──starts──> manager, w workers: c executors of m/c MiB each
 
 A worker is a "host" of its own (host-0 …) with its own stores.  Every process that is started here ends
-when its stdin does, which the kernel sees to however the driver ends.  A worker that dies, or was given up,
+when its stdin does, which the kernel sees to however the driver ends.  A manager that dies is replaced, and
+told by the workers what the one before had granted.  A worker that dies, or was given up,
 is replaced under a new incarnation on the same host, which adopts the executors that outlived it and serves
 the outputs that lie there.  That never ends: one that dies young again and again only comes ever later.
 """
@@ -197,26 +198,28 @@ class LocalCluster:
         wish = (app, me, self._driver_endpoint, os.getpid())
         each = (layout.slots, layout.memory_bytes, self._pairs)
         self._assignment = AssignExecutors(*wish, self.expected_executors, *each)
+        self._wish = RegisterApp(*wish, self.expected_executors, *each)
         if self._manager is not None:
-            bound = _fixed(self.endpoint("manager"))
-            self._manager_endpoint = self.advertised(bound)
-            manager = ManagerConfig(
-                self._manager.me,
-                bound,
-                str(scratch),
-                token.hex(),
-                os.getpid(),
-                self._pairs,
-            )
-            self._manager.interpreter.configure(asdict(manager))
-            host.connect(self._manager.me, self._manager_endpoint)
-            host.send(self._manager.me, RegisterApp(*wish, self.expected_executors, *each))
+            self._manager_endpoint = self._register_with(self._manager)
             self._watch(self._manager)
         for worker in self._workers:
             self._configure(worker)
             self._watch(worker)
         manager_me = self._manager.me if self._manager is not None else None
         host.post(ResourcesGranted(self.expected_executors, manager_me))
+
+    def _register_with(self, manager: _Process) -> str:
+        """Tell a manager who it is, and ask it for executors; where others find it."""
+        assert self._host is not None and self._scratch is not None
+        bound = _fixed(self.endpoint("manager"))
+        endpoint = self.advertised(bound)
+        config = ManagerConfig(
+            manager.me, bound, str(self._scratch.path), self._token.hex(), os.getpid(), self._pairs
+        )
+        manager.interpreter.configure(asdict(config))
+        self._host.connect(manager.me, endpoint)
+        self._host.send(manager.me, self._wish)
+        return endpoint
 
     def _configure(self, worker: _Process) -> None:
         assert self._scratch is not None
@@ -260,7 +263,7 @@ class LocalCluster:
         process.unwatch = watch_process(pid, host.watch, host.unwatch, lambda: self._died(process))
 
     def _died(self, process: _Process) -> None:
-        """A worker has ended unasked: tell the scheduler, and put another in its place."""
+        """A worker, or the manager, has ended unasked: tell the scheduler, and put another in its place."""
         with self._lock:
             if self._stopping:
                 return
@@ -270,21 +273,19 @@ class LocalCluster:
             why = process.interpreter.describe_end()
             log.warning("%s %s", process.me, why)
             self._host.post(PeerGone(process.me, f"its process {why}"))
-            if process is self._manager:
-                return  # what runs does not need it; nothing new is granted
             if process.interpreter.status == EXIT_LEFT:
                 process.has_left = True
                 if not all(worker.has_left for worker in self._workers):
                     return  # it was asked to go; the last one is replaced all the same
             short = self._clock.now_s() - process.started_s < SHORT_LIFE_S
             process.failed_starts = process.failed_starts + 1 if short else 0
-            if all(worker.failed_starts >= FAILED_STARTS_MAX for worker in self._workers):
+            if process.host and all(worker.failed_starts >= FAILED_STARTS_MAX for worker in self._workers):
                 text = f"worker {why}; its words are on this process's stderr"
                 self._host.post(Received(self._me, ExecutorsUnavailable(process.failed_starts, text)))
         self._replace(process)
 
     def _replace(self, process: _Process) -> None:
-        """Start the successor of a worker: at once after one that had lived, later the more starts failed."""
+        """Start its successor: at once after one that had lived, later the more starts failed."""
         if process.failed_starts < FAILED_STARTS_MAX:
             self._succeed(process)
         else:
@@ -303,16 +304,30 @@ class LocalCluster:
             if self._stopping:
                 return
             try:
-                successor = self._launch("worker", process.host)
+                successor = self._launch("worker" if process.host else "manager", process.host)
             except OSError as error:  # no process, no descriptor to be had: later
-                log.warning("cannot start a worker for %s: %s", process.host, error)
+                log.warning("cannot start a successor of %s: %s", process.me, error)
                 process.failed_starts += 1
                 self._later(process)
                 return
             successor.failed_starts = process.failed_starts
-            self._workers[self._workers.index(process)] = successor
-            self._configure(successor)
+            if process.host:
+                self._workers[self._workers.index(process)] = successor
+                self._configure(successor)
+            else:
+                self._succeed_manager(process, successor)
             self._watch(successor)
+
+    def _succeed_manager(self, before: _Process, manager: _Process) -> None:
+        """What runs does not need a manager; but without one workers that come later have no work."""
+        assert self._host is not None
+        self._manager = manager
+        self._host.close_peer(before.me)
+        self._manager_endpoint = self._register_with(manager)
+        self._host.post(ResourcesGranted(self.expected_executors, manager.me))
+        moved = {"granter": manager.me, "endpoint": self._manager_endpoint}
+        for worker in self._workers:
+            worker.interpreter.configure(moved)
 
     def end_worker(self, worker: Incarnation) -> None:
         """It was given up: end it, if it has not ended, which brings its successor.  In the host's loop."""

@@ -134,6 +134,9 @@ class ManagerCore:
                 if sender not in self._workers:
                     self._workers[sender] = _Worker(message, now_s, message.cores, message.memory_bytes)
                     out.append(WatchProcess(sender, message.pid))
+                    for known in self._apps.values():
+                        if self._take_over(known, sender):
+                            self._answer(known, out)
                 out.append(Send(sender, WorkerRegistered()))
                 self._grant_all(out)
             case RegisterApp():
@@ -166,6 +169,8 @@ class ManagerCore:
         if app is None:
             self._apps[wish.app] = app = _App(wish)
             out.append(WatchProcess(wish.driver, wish.driver_pid))
+            for worker in self._workers:
+                self._take_over(app, worker)
         elif app.wish.driver != wish.driver:
             # A later start of the same application: the earlier driver is fenced, workers are told
             # of the new one and replace the executors.
@@ -207,6 +212,22 @@ class ManagerCore:
         if changed:
             self._answer(app, out)
         return bool(changed)
+
+    def _take_over(self, app: _App, name: Incarnation) -> bool:
+        """What a manager before us has granted to ``app`` on this worker is granted (CM-1).  What is more
+        than was asked for, because some was given elsewhere before we heard of it, is not in our books."""
+        worker, wish = self._workers[name], app.wish
+        own = (wish.app, wish.driver)
+        held = sum(count for id, driver, count in worker.offer.held if (id, driver) == own)
+        if app.releasing is not None or name in app.granted:
+            return False
+        left = (wish.executors or 1 << 30) - sum(app.granted.values())
+        room = min(worker.free_cores // wish.slots, worker.free_bytes // wish.memory_bytes)
+        if (taken := min(held, left, room)) > 0:
+            worker.free_cores -= taken * wish.slots
+            worker.free_bytes -= taken * wish.memory_bytes
+            app.granted[name] = taken
+        return taken > 0
 
     def _assignment(self, app: _App, worker: Incarnation) -> Send:
         wish = app.wish

@@ -85,9 +85,11 @@ class Interpreter:
         self.pid = self._popen.pid
 
     def configure(self, config: Spec) -> None:
-        """Hand the process its configuration: one line of JSON.  A process that has died is told
-        of by the kernel, not here."""
+        """Hand the process its configuration, and later what changes: a line of JSON each.  A process that
+        has died is told of by the kernel, not here."""
         assert self._popen.stdin is not None
+        if self._popen.stdin.closed:
+            return
         with contextlib.suppress(BrokenPipeError):
             self._popen.stdin.write(json.dumps(config).encode() + b"\n")
             self._popen.stdin.flush()
@@ -193,10 +195,10 @@ def exit_now(status: int) -> NoReturn:
 
 
 def is_at_end(fd: int) -> bool:
-    """Whether the writers of this pipe have closed it and nothing is left to read.  It must be ours alone
-    to read: a byte that is there is taken."""
-    ready, _, _ = select.select([fd], [], [], 0)
-    return bool(ready) and not os.read(fd, 1)
+    """Whether the writers of this pipe have closed it and nothing is left to read."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return any(events & select.POLLHUP and not events & select.POLLIN for _, events in poll.poll(0))
 
 
 def on_terminate(function: Callable[[], None]) -> None:

@@ -21,6 +21,7 @@ Rules
      it ends.  It says what it found before anything else, so that nobody waits for what is gone.
   5. A later AssignExecutors for an application replaces the earlier one.  A new driver of the same
      application gets new executors: the old ones were leased to a driver that is no more.
+  6. A new manager is told what the one before had granted, and whatever runs goes on (CM-1).
 
 Invariants (``check_invariants``)
   * an executor belongs to one application; live ones that are not surplus <= count.
@@ -30,7 +31,7 @@ Invariants (``check_invariants``)
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from spark_ft.ids import AppId, HostId, Incarnation
@@ -40,6 +41,7 @@ from spark_ft.protocol.effects import (
     ChildrenSeen,
     ChildSpawned,
     ChildStopped,
+    ClosePeer,
     Connect,
     Copy,
     CopyEnded,
@@ -48,6 +50,7 @@ from spark_ft.protocol.effects import (
     Event,
     Exit,
     Forget,
+    GranterMoved,
     Inherited,
     KillProcess,
     LeaveWanted,
@@ -183,13 +186,9 @@ class WorkerCore:
             case ChildExited():
                 self._exited(event, now_s, out)
             case ChildStopped(executor, stopped):
-                app = self._app_of(executor)
-                if app is not None:
-                    out.append(Send(app.assignment.driver, ExecutorStopped(executor, stopped)))
+                self._tell_driver(executor, ExecutorStopped(executor, stopped), out)
             case StacksDumped(executor, text):
-                app = self._app_of(executor)
-                if app is not None:
-                    out.append(Send(app.assignment.driver, ExecutorStacks(executor, text)))
+                self._tell_driver(executor, ExecutorStacks(executor, text), out)
             case ChildrenSeen():
                 self._seen(event, now_s, out)
             case CopyEnded(owner, made):
@@ -199,6 +198,8 @@ class WorkerCore:
                 self._leave(within_s, now_s, out)
             case PeerGone() | PeerSilent() | PeerHeard():
                 self._peer(event, now_s, out)
+            case GranterMoved():
+                self._moved(event, now_s, out)
             case _:  # Tick, and what is not for workers
                 pass
         if not self._exiting:
@@ -344,6 +345,14 @@ class WorkerCore:
             case _:
                 pass
 
+    def _moved(self, moved: GranterMoved, now_s: float, out: list[Effect]) -> None:
+        """Rule 6."""
+        out.append(ClosePeer(self._granter, fence=False, why="another manager has come"))
+        out.append(Connect(moved.granter, moved.endpoint))
+        self._granter, self._registered, self._register_at_s = moved.granter, False, now_s
+        for app in self._apps.values():
+            app.owner = moved.granter
+
     def _driver_gone(self, driver: Incarnation, why: str, now_s: float, out: list[Effect]) -> None:
         """The one place that decides what an application's end without a goodbye means: nobody can
         come back for its executors and outputs, so both go at once."""
@@ -372,6 +381,11 @@ class WorkerCore:
 
     def _app_of(self, executor: Incarnation) -> _App | None:
         return next((app for app in self._apps.values() if executor in app.children), None)
+
+    def _tell_driver(self, executor: Incarnation, message: Message, out: list[Effect]) -> None:
+        app = self._app_of(executor)
+        if app is not None:
+            out.append(Send(app.assignment.driver, message))
 
     def _serves(self, driver: Incarnation) -> bool:
         return any(app.assignment.driver == driver and not app.releasing for app in self._apps.values())
@@ -449,7 +463,12 @@ class WorkerCore:
             return
         if not self._registered and self._found is not None and now_s >= self._register_at_s:
             self._register_at_s = now_s + REGISTER_INTERVAL_S
-            out.append(Send(self._granter, self._register))
+            held = tuple(
+                (name, app.assignment.driver, app.assignment.count)
+                for name, app in self._apps.items()
+                if not app.releasing
+            )
+            out.append(Send(self._granter, replace(self._register, held=held)))
         if not self._measuring and self._beating() and now_s >= self._beat_at_s:
             self._measuring = True
             out.append(Measure())

@@ -11,6 +11,7 @@ an earlier worker of this host has left, the rounds of garbage collection.  A cr
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import threading
@@ -49,6 +50,7 @@ from spark_ft.protocol.effects import (
     Effect,
     Exit,
     Forget,
+    GranterMoved,
     Inherited,
     KillProcess,
     LeaveWanted,
@@ -160,6 +162,7 @@ class _Worker:
         self._collect_at_s = self._clock.now_s() + settings.gc_interval_s
         self._collecting = False
         self._asked_to_leave = False
+        self._lines = b""  # of our stdin, the last one unfinished
         self._root = Path(config.root)
         for name in ("stores", "tmp", "log", "run"):
             (self._root / name).mkdir(parents=True, exist_ok=True)
@@ -222,8 +225,14 @@ class _Worker:
         self._end(0, "the loop has ended")
 
     def _stdin(self) -> None:
-        if not os.read(0, 4096):
+        """The parent says that another manager has come; or it has ended."""
+        data = os.read(0, 4096)
+        if not data:
             self._end(0, "the parent has closed our stdin")
+        self._lines += data
+        *lines, self._lines = self._lines.split(b"\n")
+        for line in lines:
+            self._host.post(GranterMoved(**json.loads(line)))
 
     def _terminated(self) -> None:
         """SIGTERM.  A parent that ends us has closed our stdin before; anybody else lets us leave in order,

@@ -66,6 +66,14 @@ class PeerHeard:
 
 
 @record
+class GranterMoved:
+    """Another manager has taken the place of the one before: this worker is to register with it."""
+
+    granter: Incarnation
+    endpoint: str
+
+
+@record
 class Tick:
     """Time has passed: the core's ``wakeup_s()`` has come."""
 
@@ -260,7 +268,7 @@ class CopyEnded:
 
 
 Event = (
-    Received | PeerGone | PeerSilent | PeerHeard | Tick | CopyEnded | LeaveWanted
+    Received | PeerGone | PeerSilent | PeerHeard | GranterMoved | Tick | CopyEnded | LeaveWanted
     | JobSubmitted | CancelJobs | Released | ResourcesGranted | ResultLost | Stopping | Decommission
     | Inherited | ChildSpawned | ChildExited | ChildStopped | ChildrenSeen | StacksDumped
     | SlotStarted | SlotEnded | BarrierReached | Progress

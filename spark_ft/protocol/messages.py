@@ -421,13 +421,15 @@ class ReleaseApp:
 
 @record
 class RegisterWorker:
-    """A worker offers its cores and memory.  Repeated until answered."""
+    """A worker offers its cores and memory.  Repeated until answered.  ``held``: (application, its driver,
+    executors) that a manager before this one has granted, and that live."""
 
     worker: Incarnation
     host: HostId
     pid: int
     cores: int
     memory_bytes: int
+    held: tuple[tuple[AppId, Incarnation, int], ...] = ()
 
 
 @record

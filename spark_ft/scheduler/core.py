@@ -314,6 +314,7 @@ class SchedulerCore:
             case ExecutorsUnavailable(tries, stderr):
                 self.liveness.executors_unavailable(sender, tries, stderr)
             case AppRegistered(granted):
+                self.granter.heard(sender)
                 self.turn.note("app_registered", granted=dict(granted))
             case WorkerLost(id, why):
                 worker = self.executors.workers.get(id)

@@ -1,7 +1,7 @@
 """Whether the manager is there: said in the event log, and nothing else, for what runs does not need it.
 
     named ──> there ──its process ended, or silence──> lost (manager_lost) ──heard──> there (manager_back)
-                                                            └──its successor is named──> there (manager_back)
+                                                            └──its successor answers──> there (manager_back)
 
 While it is lost nothing new is granted: executors that end are replaced by their workers (CM-1).
 """
@@ -22,7 +22,6 @@ class Granter:
 
     def named(self, manager: Incarnation | None) -> None:
         self._manager = manager
-        self._back()
 
     def lost(self, peer: Incarnation, why: str) -> None:
         if peer == self._manager and self._lost_s is None:

@@ -66,10 +66,27 @@ def test_CM_1_NET_5_the_loss_of_the_manager_is_in_the_log_in_time_and_costs_noth
     assert running.sc.parallelize(range(8), 4).sum() == 28
     if stopped:
         manager.signal(signal.SIGCONT)
-        (back,) = running.log.wait_for("manager_back", deadline_s=5.0)
-        assert back["manager"] == lost["manager"]
+    (back,) = running.log.wait_for("manager_back", deadline_s=5.0)
+    assert (back["manager"] == lost["manager"]) is stopped
+    if stopped:
         host = running.sc._driver._host
         told = host.received_count
         wait_until(lambda: host.received_count > told + 8, 10.0, "beats, and whatever the manager has to say")
     faultlib.assert_r0(running.events())
     assert not running.log.of("worker_lost") and not running.log.of("executor_lost")
+
+
+def test_CM_1_the_next_manager_takes_over_what_was_granted_and_serves_workers_that_come_later(start) -> None:
+    running = start("local-cluster[2,1,512]")
+    executors = {event["host"]: event for event in running.log.wait_for("executor_added", 2)}
+    running.sc._driver.cluster._manager.interpreter.signal(signal.SIGKILL)
+    running.log.wait_for("manager_back", deadline_s=5.0)
+    wait_until(lambda: len(running.log.of("app_registered")[-1]["granted"]) == 2, 5.0, "what both hold")
+    assert set(running.executor_pids()) == {event["pid"] for event in executors.values()}
+    worker = next(event for event in running.log.of("worker_added") if event["host"] == "host-0")
+    for pid in (worker["pid"], executors["host-0"]["pid"]):
+        running.kill(pid)
+    running.log.wait_for("worker_added", 2, host="host-0", deadline_s=10.0)
+    running.log.wait_for("executor_added", 2, host="host-0", deadline_s=10.0)
+    assert running.sc.parallelize(range(8), 4).sum() == 28
+    assert [event["host"] for event in running.log.of("executor_lost")] == ["host-0"]

@@ -149,6 +149,22 @@ def test_CLK_4_a_manager_that_stood_still_gives_up_nobody_before_it_has_listened
     assert {e.peer for e in effects if isinstance(e, ClosePeer)} == {worker(1), worker(2)}
 
 
+@pytest.mark.parametrize("app_first", [False, True])
+def test_CM_1_a_manager_takes_over_what_the_one_before_had_granted(app_first: bool) -> None:
+    driven = Driven()
+    effects: list[Effect] = []
+    if app_first:
+        effects += driven.app(executors=3)
+    for number, count in ((0, 1), (1, 2)):
+        held = ((APP, DRIVER, count), (AppId("app-9"), OTHER, 2))
+        name = worker(number)
+        effects += driven.tell(name, RegisterWorker(name, HostId(f"host-{number}"), 50, 2, 2 << 30, held))
+    if not app_first:
+        effects += driven.app(executors=3)
+    assert granted(effects) == ({worker(0): 2, worker(1): 1} if app_first else {worker(0): 1, worker(1): 2})
+    assert assigned(effects) == ({worker(0): 2} if app_first else {})
+
+
 def test_an_application_is_unregistered_when_every_worker_has_answered_or_is_lost() -> None:
     driven = Driven(workers=2)
     driven.app(executors=2)

@@ -25,6 +25,7 @@ from spark_ft.protocol.effects import (
     Effect,
     Event,
     Exit,
+    GranterMoved,
     Inherited,
     KillProcess,
     LeaveWanted,
@@ -362,6 +363,22 @@ def test_CM_1_a_manager_that_is_gone_disturbs_nothing_that_runs() -> None:
     driven.tell(assignment(1), MANAGER)
     effects = driven.event(PeerGone(MANAGER, "killed"))
     assert not any(isinstance(effect, KillProcess | Exit) for effect in effects)
+
+
+def test_CM_1_another_manager_is_told_what_the_one_before_had_granted() -> None:
+    driven = Driven(has_manager=True)
+    driven.event(Inherited())
+    driven.at(driven.now_s)
+    driven.tell(WorkerRegistered(), MANAGER)
+    driven.tell(assignment(2), MANAGER)
+    other = Incarnation("manager-2")
+    effects = driven.event(GranterMoved(other, "ipc://m"))
+    said = [e.message for e in effects if isinstance(e, Send) and e.to == other]
+    assert [message.held for message in said if isinstance(message, RegisterWorker)] == [((APP, DRIVER, 2),)]
+    assert Connect(other, "ipc://m") in effects
+    assert not any(isinstance(effect, KillProcess | Exit) for effect in effects)
+    driven.tell(WorkerRegistered(), other)
+    assert any(isinstance(effect, Exit) for effect in driven.tell(Fenced("lost"), other))
 
 
 def test_a_worker_that_its_manager_has_given_up_ends() -> None:
