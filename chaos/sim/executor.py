@@ -8,7 +8,6 @@ RunTask -> queue -> slot: reads ──────> computes ──> keeps, comm
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, assert_never
 
@@ -223,7 +222,7 @@ class Executor(Process):
 
     def _block(self, key: Key, name: bytes, content: Content) -> CachedBlock:
         ref = BlockRef(self.host, self.me, 0, name, 1, content.value & 0xFFFFFFFF)
-        return CachedBlock(key[0], key[1], 1, ref)
+        return CachedBlock(key[0], key[1], 1, ref, content.value & 0xFFFFFFFF | 1)
 
     # --- Slots ---
 
@@ -418,12 +417,13 @@ class Executor(Process):
         assert run.content is not None
         disk = world.disk(self.host)
         full = world.clock.now_s < disk.full_until_s
-        self._keep_all(run, full)
         output = run.of.launch.output
+        if full and (output is not None or any(key[0] in world.lineage.disk_only for key in run.fresh)):
+            self._keep_all(run, full)
+            self._finish(run, HostError("STORAGE_FULL", "disk full", 10, 1))
+            return
+        self._keep_all(run, full)
         if output is not None:
-            if full:
-                self._finish(run, HostError("STORAGE_FULL", "disk full", 10, 1))
-                return
             shape = world.lineage.shuffles[output.shuffle]
             chance = world.draw(3, launch.task)
             content = world.lineage.output(output.shuffle, run.content, chance)
@@ -457,13 +457,11 @@ class Executor(Process):
 
     def _keep_all(self, run: Run, full: bool = False) -> None:
         for key, content in run.fresh.items():
-            if key in self.memory:
-                continue
             if key[0] in self.world.lineage.disk_only:
                 if not full:
-                    self._store(run, key, content, content.value & 0xFFFFFFFF | 1)
+                    self._store(run, key, content)
                 continue
-            if len(self.memory) >= self.world.options.memory:
+            if key not in self.memory and len(self.memory) >= self.world.options.memory:
                 self.evict(run, full)
             self.memory[key] = content
             run.cached.append(CachedBlock(key[0], key[1], 1, checksum=content.value & 0xFFFFFFFF | 1))
@@ -478,10 +476,10 @@ class Executor(Process):
             if key[0] in self.world.lineage.spills and not full:
                 self._store(run, key, content)
 
-    def _store(self, run: Run, key: Key, content: Content, checksum: int = 0) -> None:
+    def _store(self, run: Run, key: Key, content: Content) -> None:
         name = b"rdd%d.%d.%d" % (key[0], key[1], run.launch.task)
         self.world.disk(self.host).store(self.me).blocks[name] = Block(content, self.world.clock.now_s)
-        run.cached.append(replace(self._block(key, name, content), checksum=checksum))
+        run.cached.append(self._block(key, name, content))
 
 
 def _node_of(name: bytes) -> int:

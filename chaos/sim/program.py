@@ -308,7 +308,7 @@ def grow(lineage: Lineage, options: Options, rng: Random) -> range:
         )
         if kept and rng.random() < options.fickle:
             lineage.fickle.add(id)
-        elif kept and rng.random() < 0.3:
+        if kept and rng.random() < 0.3:
             lineage.disk_only.add(id)
         elif kept and rng.random() < 0.5:
             lineage.spills.add(id)

@@ -64,11 +64,11 @@ class Exporter:
     def _export(self, order: CopyOrder) -> CopyMade:
         assert order.cached is not None
         node, partition = order.cached.node, order.cached.partition
-        records = self._env.memory.get(node, partition)
-        if records is None:
+        held = self._env.memory.held(node, partition)
+        if held is None:
             return CopyMade(order.number, evidence="gone", text="it is not in this memory any more")
-        chunks = (rows.encode(batch) for batch in in_batches(iter(records)))
+        chunks = (rows.encode(batch) for batch in in_batches(iter(held.records)))
         ref = self._env.writer().put_block("rdd", b"%d.%d" % (node, partition), chunks)
         self._written[order.number] = ref
         self._kept(node, ref)
-        return CopyMade(order.number, cached=CachedBlock(node, partition, ref.size_bytes, ref))
+        return CopyMade(order.number, cached=CachedBlock(node, partition, ref.size_bytes, ref, held.checksum))

@@ -313,12 +313,12 @@ class _Attempt:
             if not self._make_room(node.id, size):
                 rest = itertools.chain(_drained(batches), records)
                 return self._write(node, partition, rest) if level.useDisk else rest
-        held = list(_drained(batches))
+        held, checksum = list(_drained(batches)), digest.value()
         with self._lock:
-            evicted = self._process.memory.put(node.id, partition, held, size, level.useDisk)
+            evicted = self._process.memory.put(node.id, partition, held, size, level.useDisk, checksum)
         if any((old.node, old.partition) == (node.id, partition) for old in evicted):  # no room after all
             return self._write(node, partition, iter(held)) if level.useDisk else iter(held)
-        self.cached.append(CachedBlock(node.id, partition, size, checksum=digest.value()))
+        self.cached.append(CachedBlock(node.id, partition, size, checksum=checksum))
         self._let_go(evicted)
         return iter(held)
 
@@ -341,7 +341,8 @@ class _Attempt:
             self.dropped.append((old.node, old.partition))
             if old.use_disk:
                 block = self._store(old.node, old.partition, in_batches(iter(old.records)))
-                self.cached.append(CachedBlock(old.node, old.partition, block.size_bytes, block))
+                size = block.size_bytes
+                self.cached.append(CachedBlock(old.node, old.partition, size, block, old.checksum))
 
     def _write(self, node: Node, partition: int, records: Iterator[Any]) -> Iterator[Any]:
         digest = Digest()

@@ -47,7 +47,7 @@ class MapStatus:
 class CachedBlock:
     """One partition of a persisted node as it is held: in the memory of the executor that says so
     (``block`` is None), or as a block on disk that the host serves whoever dies.  ``checksum`` is that of
-    its records, below 0 when it cannot be told; 0: it was not computed anew, only moved."""
+    its records, below 0 when it cannot be told; 0: it is not told."""
 
     node: NodeId
     partition: int

@@ -52,9 +52,11 @@ class Attempts:
         self._executors.touch(executor)
         return attempt
 
-    def keep(self, attempt: Attempt, keys: Iterable[tuple[NodeId, int]]) -> None:
-        """It will compute these persisted partitions; until its end nobody else on its host does (BL-11)."""
+    def keep(self, attempt: Attempt, keys: Iterable[tuple[NodeId, int]], perhaps_more: bool) -> None:
+        """It will compute these persisted partitions; until its end nobody else on its host does (BL-11).
+        ``perhaps_more``: those too that it does not find in memory."""
         attempt.keeps = tuple(keys)
+        attempt.keeps_anew = perhaps_more or bool(attempt.keeps)
         for key in attempt.keeps:
             self.keeping.setdefault((attempt.executor.host, *key), attempt.task_id)
 

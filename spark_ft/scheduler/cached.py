@@ -70,10 +70,13 @@ class CachedBlocks:
             self.disk_count += block.block.host not in holding.disk
             holding.disk[block.block.host] = block
 
-    def differs(self, block: CachedBlock) -> bool:
-        """Whether what was computed is not proved the same as what was held before."""
+    def differs(self, block: CachedBlock, moved: bool = False) -> bool:
+        """Whether what was computed, or was ``moved`` from memory to disk, is not proved the same as what was
+        held before."""
         known = self.checksums.get((block.node, block.partition))
-        return bool(block.checksum) and known is not None and (known < 0 or block.checksum != known)
+        if not block.checksum or known is None:
+            return False
+        return block.checksum != known or (known < 0 and not moved)
 
     def is_held_by_others(self, key: Key, executor: Incarnation) -> bool:
         holding = self.holding(*key)

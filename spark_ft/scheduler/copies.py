@@ -202,6 +202,12 @@ class Copies:
         ref = block.block
         if flight.original is None:
             known = flight.maker in holding.memory
+            if known and self._blocks.differs(block, moved=True):
+                # Another edition has taken its place in that memory (BL-12).
+                key = item.node, item.partition
+                self._blocks.drop_memory(flight.maker, key)
+                self._recovery.memory_lost([key])
+                return False
         else:
             known = any(_same_bytes(held, ref) for held in holding.disk.values())
         if not known or not self._executors.host_is_live(ref.host) or ref.store in self._health.quarantined:

@@ -18,7 +18,7 @@ Invariants
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from spark_ft.ids import DRIVER_HOST, Incarnation, TaskId
@@ -37,7 +37,7 @@ from spark_ft.protocol.messages import (
 )
 from spark_ft.scheduler import health
 from spark_ft.scheduler.attempts import Attempts
-from spark_ft.scheduler.cached import CachedBlocks
+from spark_ft.scheduler.cached import CachedBlocks, Key
 from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.detours import Detours
@@ -171,23 +171,32 @@ class Ends:
             return True
         current = self._is_current(attempt)
         refused = dict.fromkeys(executor.purging.pop(end.task, ()))
-        anew = {block.node for block in end.cached if block.checksum}
+        evicted = set(end.dropped)
+        anew = {b.node for b in end.cached if b.checksum and (b.node, b.partition) not in evicted}
+        astray: list[Key] = []
         for node, partition in end.dropped:
             if self._blocks.drop_memory(executor.id, (node, partition)):
                 self._turn.note("uncached", node=node, partition=partition, executor=executor.id)
                 self._dag.mark_holders([node])
         for block in end.cached:
+            key = block.node, block.partition
+            spilled = block.block is not None and key in evicted  # an attempt before this one had computed it
+            differs = self._blocks.differs(block, moved=spilled)
             welcome = (
                 current
-                and (usable or not block.checksum)
+                and (usable or spilled)
                 and block.node not in refused
                 and self._blocks.tracks(block.node)
-                and (attempt.counts or not self._blocks.differs(block))
+                and (not differs or (attempt.counts and not spilled))
             )
+            if spilled:
+                block = replace(block, checksum=0)
             gone = self._recovery.cached(executor.id, block) if welcome else None
             if gone is None:
-                usable = usable and not welcome
+                usable = usable and not (welcome or differs)
                 refused[block.node] = None
+                if self._blocks.tracks(block.node) and (spilled or block.block is None):
+                    astray.append(key)
                 continue
             refused.update(dict.fromkeys(gone))
             # What stood on the old one is dropped; what this attempt has read of that is not of this one.
@@ -198,6 +207,8 @@ class Ends:
                 "cached", node=block.node, partition=block.partition, executor=executor.id,
                 size_bytes=block.size_bytes, disk=block.block is not None,
             )  # fmt: skip
+        if astray:
+            self._recovery.astray(executor, astray)
         if refused:
             self._turn.send(executor.id, DropBlocks(nodes=tuple(refused)))
             for node in refused:
@@ -410,8 +421,8 @@ class Ends:
         """A dead executor had committed this attempt's output: it counts as reported (EX-4)."""
         if not attempt.counts or not self._is_output_of(attempt, output):
             return False
-        if any(key in self._blocks.checksums for key in attempt.keeps):
-            return False  # whether what it has kept is the same as before died with it (BL-12)
+        if attempt.keeps_anew:
+            return False  # which edition of a persisted partition it has computed died with it (BL-12)
         self._turn.note("output_adopted", shuffle=output.shuffle, map=output.map_index, task=attempt.task_id)
         self._succeeded(attempt, Success(output), output.accums)
         return True

@@ -99,6 +99,8 @@ class Liveness:
             self._turn.out.append(LearnHosts({str(hello.host): hello.data_endpoint}))
             self.learn_hosts({hello.host: hello.data_endpoint})
             self._copies.server_came(hello.host)
+        elif not worker.has_spoken:  # and is reached where one before it was, which leaves
+            self._copies.look_again = True
         worker.has_spoken = True  # and every executor is told the address before it is sent a reader
         for executor in worker.executors.values():
             self._executors.touch(executor)

@@ -240,7 +240,7 @@ class Placement:
         if stage.tree.persisted:
             found = survey(stage.tree, task.partition, self._blocks, False, executor.host)
             cached = tuple(found.disk)
-            self._attempts.keep(attempt, found.unheld)
+            self._attempts.keep(attempt, found.unheld, bool(found.memory))
         launch = Launch(attempt.task_id, task.partition, attempt.number, speculative, cached)
         key = (executor.id, stage.id)
         batch = self._batches.get(key)

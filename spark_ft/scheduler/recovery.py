@@ -30,7 +30,7 @@ from spark_ft.protocol.messages import BlockRef, CachedBlock, DropBlocks, MapSta
 from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks, Key, rests_on
 from spark_ft.scheduler.dag import Dag
-from spark_ft.scheduler.executors import Executors
+from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.health import Health
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.taskset import Attempt
@@ -131,6 +131,16 @@ class Recovery:
         if block.node not in gone:
             self._blocks.add(executor, block)
         return gone
+
+    def astray(self, executor: ExecutorState, keys: Iterable[Key]) -> None:
+        """These partitions have been in this executor's memory, and nobody may use them: what it was given
+        before it is told to drop them may have read them there, and begins again (BL-12)."""
+        self._restart(
+            lambda attempt: (
+                attempt.executor is executor
+                and any(rests_on(attempt.stage.tree, attempt.partition, key) for key in keys)
+            )
+        )
 
     def _undo_what_rests_on(self, key: Key) -> set[NodeId]:
         spoilt = []

@@ -64,8 +64,8 @@ class Attempt:
     """One try at one task on one executor.  ``counts`` is False once it was given up (killed)."""
 
     __slots__ = (
-        "counts", "executor", "keeps", "launched_s", "number", "probe", "reads", "recalled", "room",
-        "speculative", "stage", "stage_attempt", "started_s", "suspect", "task", "task_id",
+        "counts", "executor", "keeps", "keeps_anew", "launched_s", "number", "probe", "reads", "recalled",
+        "room", "speculative", "stage", "stage_attempt", "started_s", "suspect", "task", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +90,7 @@ class Attempt:
         self.speculative = speculative
         self.reads = reads  # every shuffle under it, at the generation current when it was launched
         self.keeps: tuple[tuple[NodeId, int], ...] = ()  # persisted partitions that it computes
+        self.keeps_anew = False  # or may compute, where what is known to be in memory is not there
         self.launched_s = now_s
         self.started_s: float | None = None
         self.counts = True

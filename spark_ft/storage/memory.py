@@ -21,6 +21,7 @@ class Held(NamedTuple):
     records: list[Any]
     size_bytes: int
     use_disk: bool
+    checksum: int = 0  # of the records, whichever way they are held
 
 
 class MemoryStore:
@@ -34,15 +35,25 @@ class MemoryStore:
 
     def get(self, node: NodeId, partition: int) -> list[Any] | None:
         """The very list that was put, or None; counts as a use."""
+        entry = self.held(node, partition)
+        return None if entry is None else entry.records
+
+    def held(self, node: NodeId, partition: int) -> Held | None:
+        """As ``get``, with all that is known of it."""
         with self._lock:
             entry = self._held.get((node, partition))
-            if entry is None:
-                return None
-            self._held.move_to_end((node, partition))
-            return entry.records
+            if entry is not None:
+                self._held.move_to_end((node, partition))
+            return entry
 
     def put(
-        self, node: NodeId, partition: int, records: list[Any], size_bytes: int, use_disk: bool = False
+        self,
+        node: NodeId,
+        partition: int,
+        records: list[Any],
+        size_bytes: int,
+        use_disk: bool = False,
+        checksum: int = 0,
     ) -> list[Held]:
         """Keep a partition, in place of the least recently used of other nodes, which are returned.
 
@@ -50,7 +61,7 @@ class MemoryStore:
         """
         with self._lock:
             self._forget((node, partition))
-            newcomer = Held(node, partition, records, size_bytes, use_disk)
+            newcomer = Held(node, partition, records, size_bytes, use_disk, checksum)
             evicted = self._evict(node, size_bytes)
             if evicted is None:
                 return [newcomer]

@@ -8,7 +8,9 @@ from spark_ft.protocol.messages import CopyMade, DropBlocks, MakeCopies
 from tests.builders import Lineage, Stand, block, in_memory, source_of
 
 
-def kept(stand: Stand, count: int = 4, replication: int = 2, on_disk: bool = False) -> tuple[Lineage, NodeId]:
+def kept(
+    stand: Stand, count: int = 4, replication: int = 2, on_disk: bool = False, checksum: int = 0
+) -> tuple[Lineage, NodeId]:
     """A persisted source, every partition held by whoever computed it."""
     lineage = Lineage()
     node = lineage.persist(lineage.source(count), replication)
@@ -17,7 +19,8 @@ def kept(stand: Stand, count: int = 4, replication: int = 2, on_disk: bool = Fal
         task = stand.running()[0]
         host = stand.host_of[task.executor]
         written = block(node, task.partition, host, task.executor)
-        stand.succeed(task, cached=(written if on_disk else in_memory(node, task.partition),))
+        held = in_memory(node, task.partition, checksum)
+        stand.succeed(task, cached=(written if on_disk else held,))
     return lineage, node
 
 
@@ -178,6 +181,19 @@ def test_BL_11_what_was_written_down_of_data_that_was_rolled_back_since_is_refus
     stand.core.blocks.add(other, in_memory(node, 0))
     stand.copy(number)
     assert stand.noted("copy_refused") and not stand.core.blocks.held[node][0].disk
+
+
+def test_BL_12_another_edition_that_was_written_down_is_refused() -> None:
+    stand = Stand(executors=2, hosts=2)
+    _, node = kept(stand, 1, checksum=10)
+    ((number, (maker, order)),) = stand.orders.items()
+    made = stand.copied(maker, order)
+    assert made.cached is not None
+    del stand.orders[number]
+    stand.tell(maker, replace(made, cached=replace(made.cached, checksum=99)))
+    assert stand.noted("copy_refused") and not stand.core.blocks.held[node], (
+        "nor is it in that memory any more"
+    )
 
 
 # --- Map outputs ---

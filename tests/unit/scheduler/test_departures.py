@@ -50,6 +50,16 @@ def test_EX_13_nothing_is_launched_where_somebody_leaves_and_what_runs_there_end
     assert not late and stand.finished[job] is None
 
 
+def test_EX_13_copies_are_made_with_the_worker_that_takes_the_place_of_one_that_leaves() -> None:
+    stand = Stand(executors=1, hosts=2)
+    leave(stand, "worker-h1")
+    _, node = kept(stand, 1, on_disk=True)
+    assert not stand.orders, "there is nobody to make the second copy"
+    new = stand.add_worker("h1", "worker-h1-2")
+    stand.copy()
+    assert disk_hosts(stand, node) == {0: {"h0", "h1"}} and stand.host_of[new] == "h1"
+
+
 def test_EX_13_a_task_that_cannot_end_in_time_has_a_twin_elsewhere() -> None:
     stand = Stand(executors=2, hosts=2, speculation=True)
     lineage = Lineage()

@@ -1,5 +1,7 @@
 """Tasks fail, blocks are lost, data changes (rows TK, BL, DR, ST)."""
 
+from dataclasses import replace
+
 import pytest
 
 from spark_ft.ids import BlobId, Generation, HostId, JobId, NodeId, ShuffleId, TaskId
@@ -7,6 +9,7 @@ from spark_ft.protocol.effects import CancelJobs, Released, ResultLost
 from spark_ft.protocol.messages import (
     BlockRef,
     DropBlocks,
+    ExecutorStopped,
     FetchFailed,
     HostError,
     InlineResult,
@@ -909,6 +912,60 @@ def test_BL_12_an_output_is_not_adopted_when_what_its_attempt_has_kept_died_with
     writer = stand.one(0)
     stand.exit(writer.executor, outputs=[stand.status(writer)])
     assert not stand.kinds()["output_adopted"]
+
+
+def test_BL_12_nor_when_it_was_the_first_to_compute_it_or_may_not_have_found_it_in_memory() -> None:
+    lineage, stand = Lineage(), Stand(executors=1)
+    node = lineage.persist(lineage.source(1))
+    job = stand.submit(lineage, lineage.reduce(node, 1))
+    first = stand.one(0)
+    stand.exit(first.executor, outputs=[stand.status(first)])
+    stand.add_executor("h0")
+    stand.succeed(stand.one(0), cached=(in_memory(node, 0, checksum=10),))
+    stand.run(job)
+    stand.submit(lineage, lineage.reduce(node, 1))
+    second = stand.one(0)
+    stand.exit(second.executor, outputs=[stand.status(second)])
+    assert not stand.kinds()["output_adopted"]
+
+
+def elsewhere(stand: Stand) -> tuple[Lineage, NodeId, str]:
+    """A persisted partition (checksum 10) that is in the memory of an executor that is given no tasks."""
+    lineage = Lineage()
+    node = lineage.persist(lineage.source(1))
+    stand.run(stand.submit(lineage, node))
+    holder = stand.add_executor("h0")
+    stand.tell("worker-h0", ExecutorStopped(holder, True))
+    stand.core.blocks.add(holder, in_memory(node, 0, checksum=10))
+    return lineage, node, holder
+
+
+def test_BL_12_who_may_have_read_what_is_refused_in_the_same_memory_begins_again() -> None:
+    stand = Stand(executors=1, slots=2, locality_wait_s=0.0)
+    lineage, node, holder = elsewhere(stand)
+    first = stand.submit(lineage, lineage.map(node))
+    second = stand.submit(lineage, lineage.map(node))
+    third = stand.submit(lineage, lineage.source(1))
+    astray, reader = (
+        next(t for t in stand.running() if t.message.blob == BlobId(j)) for j in (first, second)
+    )
+    assert astray.executor == reader.executor != holder
+    stand.succeed(astray, cached=(in_memory(node, 0, checksum=99),))
+    stand.succeed(reader)  # it may have found that edition there
+    stand.run(third)
+    assert stand.results[first] == stand.results[second] == {} and stand.finished[third] is None
+    assert set(stand.core.blocks.held[node][0].memory) == {holder}
+
+
+@pytest.mark.parametrize("checksum", [10, 99])
+def test_BL_12_what_is_evicted_to_disk_is_used_only_if_it_is_the_same_edition(checksum: int) -> None:
+    stand = Stand(executors=1, locality_wait_s=0.0)
+    lineage, node, holder = elsewhere(stand)
+    stand.submit(lineage, lineage.source(1))
+    evicted = replace(in_memory(node, 0, checksum=checksum), block=block(node, 0).block)
+    stand.succeed(stand.one(0), cached=(evicted,), dropped=((node, 0),))
+    holding = stand.core.blocks.held[node][0]
+    assert set(holding.memory) == {holder} and bool(holding.disk) is (checksum == 10)
 
 
 def test_BL_12_a_cached_partition_that_comes_out_the_same_costs_nothing_else() -> None:

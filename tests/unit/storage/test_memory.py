@@ -67,3 +67,11 @@ def test_room_is_made_at_the_expense_of_other_nodes_alone() -> None:
     assert store.make_room(B, 80) is None, "its own partitions stay"
     assert store.used_bytes == 50
     assert store.put(B, 1, [], 50) == []
+
+
+def test_what_is_evicted_still_has_its_checksum() -> None:
+    store = MemoryStore(100)
+    store.put(A, 0, [], 60, True, checksum=7)
+    held = store.held(A, 0)
+    (evicted,) = store.put(B, 0, [], 60)
+    assert held is evicted and evicted.checksum == 7 and store.held(A, 0) is None
