@@ -18,7 +18,7 @@ Invariants
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import assert_never
 
 from spark_ft.ids import DRIVER_HOST, Incarnation, TaskId
@@ -37,10 +37,11 @@ from spark_ft.protocol.messages import (
 )
 from spark_ft.scheduler import health
 from spark_ft.scheduler.attempts import Attempts
-from spark_ft.scheduler.cached import CachedBlocks, Key
+from spark_ft.scheduler.cached import CachedBlocks
 from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.detours import Detours
+from spark_ft.scheduler.editions import Editions
 from spark_ft.scheduler.exclusion import Exclusion
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.map_outputs import MapOutputTracker
@@ -92,6 +93,7 @@ class Ends:
         self._outputs, self._blocks, self._health = outputs, blocks, board
         self._dag, self._recovery, self._copies, self._exclusion = dag, recovery, copies, exclusion
         self._detours = detours
+        self._editions = Editions(turn, outputs, blocks, dag, recovery, copies)
 
     # --- From executors ---
 
@@ -112,7 +114,7 @@ class Ends:
         self._attempts.free(
             attempt, type(reason).__name__, _blame(reason), end.run_s, end.record_count, _text(reason)
         )
-        usable = self._learn_cached(attempt, end) and self._is_current(attempt)
+        usable = self._editions.learn(attempt, end) and self._editions.is_current(attempt)
         if end.dirty:
             self._attempts.doom(executor, f"attempt {attempt} left behind {end.dirty}")
         if not attempt.counts:
@@ -162,67 +164,6 @@ class Ends:
                     self._fail(attempt, "INDETERMINATE_OUTPUT_ROLLBACK", f"{why}, again and again")
             case _:
                 assert_never(reason)
-
-    def _learn_cached(self, attempt: Attempt, end: TaskEnd) -> bool:
-        """What this executor's memory holds now, whatever became of the attempt itself.  False when it has
-        worked with another edition of a partition than all others do."""
-        executor, usable = attempt.executor, True
-        if not (end.cached or end.dropped or executor.purging):
-            return True
-        current = self._is_current(attempt)
-        refused = dict.fromkeys(executor.purging.pop(end.task, ()))
-        evicted = set(end.dropped)
-        anew = {b.node for b in end.cached if b.checksum and (b.node, b.partition) not in evicted}
-        astray: list[Key] = []
-        for node, partition in end.dropped:
-            if self._blocks.drop_memory(executor.id, (node, partition)):
-                self._turn.note("uncached", node=node, partition=partition, executor=executor.id)
-                self._dag.mark_holders([node])
-        for block in end.cached:
-            key = block.node, block.partition
-            spilled = block.block is not None and key in evicted  # an attempt before this one had computed it
-            differs = self._blocks.differs(block, moved=spilled)
-            welcome = (
-                current
-                and (usable or spilled)
-                and block.node not in refused
-                and self._blocks.tracks(block.node)
-                and (not differs or (attempt.counts and not spilled))
-            )
-            if spilled:
-                block = replace(block, checksum=0)
-            gone = self._recovery.cached(executor.id, block) if welcome else None
-            if gone is None:
-                usable = usable and not (welcome or differs)
-                refused[block.node] = None
-                if self._blocks.tracks(block.node) and (spilled or block.block is None):
-                    astray.append(key)
-                continue
-            refused.update(dict.fromkeys(gone))
-            # What stood on the old one is dropped; what this attempt has read of that is not of this one.
-            usable = usable and not (gone & set(attempt.stage.tree.persisted)) - anew
-            if block.node not in gone:
-                self._copies.cached(block)
-            self._turn.note(
-                "cached", node=block.node, partition=block.partition, executor=executor.id,
-                size_bytes=block.size_bytes, disk=block.block is not None,
-            )  # fmt: skip
-        if astray:
-            self._recovery.astray(executor, astray)
-        if refused:
-            self._turn.send(executor.id, DropBlocks(nodes=tuple(refused)))
-            for node in refused:
-                for key in [k for k in self._blocks.of_executor.get(executor.id, ()) if k[0] == node]:
-                    self._blocks.drop_memory(executor.id, key)
-            self._dag.mark_holders(refused)
-        return usable
-
-    def _is_current(self, attempt: Attempt) -> bool:
-        """Whether nothing that it has read was rolled back."""
-        return all(
-            shuffle in self._outputs and self._outputs[shuffle].generation == generation
-            for shuffle, generation in attempt.reads
-        )
 
     # --- Success ---
 
