@@ -47,7 +47,6 @@ class Editions:
         current = self.is_current(attempt)
         refused = dict.fromkeys(executor.purging.pop(end.task, ()))
         evicted = set(end.dropped)
-        anew = {b.node for b in end.cached if b.checksum and (b.node, b.partition) not in evicted}
         astray: list[Key] = []
         for node, partition in end.dropped:
             if self._blocks.drop_memory(executor.id, (node, partition)):
@@ -74,8 +73,9 @@ class Editions:
                     astray.append(key)
                 continue
             refused.update(dict.fromkeys(gone))
-            # What stood on the old one is dropped; what this attempt has read of that is not of this one.
-            usable = usable and not (gone & set(attempt.stage.tree.persisted)) - anew
+            # What stood on the old one is dropped, and what this attempt has made of the new one with it: it
+            # has read the former, or is the only one that has the latter.
+            usable = usable and gone.isdisjoint(attempt.stage.tree.persisted)
             if block.node not in gone:
                 self._copies.cached(block)
             self._turn.note(

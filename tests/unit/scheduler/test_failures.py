@@ -906,6 +906,15 @@ def test_BL_12_an_attempt_that_read_what_stood_on_another_edition_does_not_count
     assert stand.kinds()["output_refused"] == 1
 
 
+def test_BL_12_nor_one_that_made_both_anew_of_which_the_second_is_dropped() -> None:
+    stand = Stand(executors=1)
+    below, above, _ = one_on_the_other(stand)
+    anew = in_memory(below, 0, checksum=99), in_memory(above, 0, checksum=98)
+    stand.succeed(stand.one(0), cached=anew)
+    assert stand.kinds()["output_refused"] == 1, "nobody else could ever have that edition of the second"
+    assert stand.core.blocks.held[below] and not stand.core.blocks.held[above]
+
+
 def test_BL_12_an_output_is_not_adopted_when_what_its_attempt_has_kept_died_with_it() -> None:
     stand = Stand(executors=1)
     one_on_the_other(stand)
