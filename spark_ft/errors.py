@@ -214,6 +214,13 @@ class StorageError(SparkFtError):
     default_condition = "STORAGE_ERROR"
 
 
+class HostExhausted(SparkFtError):
+    """The host has no more of something that every process needs (files, processes, threads).  No
+    StorageError: it proves nothing against what was to be read."""
+
+    default_condition = "HOST_EXHAUSTED"
+
+
 class BlockMissing(StorageError):
     """Nothing is known under this key."""
 

@@ -2,8 +2,9 @@
 
 ``hit(name)`` costs one truth test while nothing is armed.  An armed point runs its action
 on the chosen hits: ``kill`` (SIGKILL to this very process), ``pause`` (SIGSTOP to this
-very process), ``raise`` (``FailpointError``), ``memory`` (``MemoryError``), or, for places that pass
-messages, ``drop`` and ``duplicate``, which ``hit`` answers and the caller carries out.
+very process), ``raise`` (``FailpointError``), ``memory`` (``MemoryError``), ``io`` (``OSError``
+with EIO, as of a failing disk), or, for places that pass messages, ``drop`` and ``duplicate``,
+which ``hit`` answers and the caller carries out.
 
 A description is ``name=action`` or ``name=action@N`` (only the N-th hit, counted from 1, in
 this process) or ``name=action%P`` (with probability P, from a generator seeded with the
@@ -13,6 +14,7 @@ acts only for the first process to create PATH.  ``witness=DIR`` makes every pro
 file named after each point that has fired, so that a test can tell that its fault took effect.
 """
 
+import errno
 import os
 import random
 import signal
@@ -62,7 +64,7 @@ def parse(description: str, label: str = "") -> dict[str, _Point]:
             point.action, _, probability = action.partition("%")
             point.probability = float(probability)
             point.rng = random.Random(f"{item}|{label}")
-        if point.action not in ("kill", "pause", "raise", "memory", "drop", "duplicate"):
+        if point.action not in ("kill", "pause", "raise", "memory", "io", "drop", "duplicate"):
             raise ValueError(f"failpoint {name!r} has unknown action {point.action!r}")
         points[name] = point
     return points
@@ -94,6 +96,8 @@ def hit(name: str) -> str:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif point.action == "memory":
         raise MemoryError(name)
+    elif point.action == "io":
+        raise OSError(errno.EIO, os.strerror(errno.EIO), name)
     elif point.action == "raise":
         raise FailpointError(name)
     return point.action

@@ -184,6 +184,7 @@ class Settings:
     python_worker_memory_bytes: int = _key("spark.python.worker.memory", 512 << 20, _mebibytes, "one aggregation", least=1 << 20)
     segment_bytes: int = _key("spark.ft.store.segmentSize", 1 << 30, size_bytes, "map size of a store segment", least=1 << 20)
     transaction_bytes: int = _key("spark.ft.store.transactionSize", 16 << 20, size_bytes, "dirty pages at most", least=64 << 10)
+    any_file_system: bool = _key("spark.ft.store.anyFileSystem", False, boolean, "stores even on network file systems")
     gc_interval_s: float = _key("spark.ft.store.gcInterval", 10.0, seconds, "stale readers, garbage segments", least=_SHORTEST_S)
     reference_tracking: bool = _key("spark.cleaner.referenceTracking", True, boolean, "drop unreachable data")
 

@@ -153,5 +153,6 @@ class Copier:
                 self._host,
                 segment_bytes=self._settings.segment_bytes,
                 transaction_bytes=min(self._settings.transaction_bytes, 4 << 20),
+                any_file_system=self._settings.any_file_system,
             )
         return self._writer

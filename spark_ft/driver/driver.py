@@ -283,6 +283,7 @@ class Driver:
                     DRIVER_HOST,
                     segment_bytes=self.settings.segment_bytes,
                     transaction_bytes=self.settings.transaction_bytes,
+                    any_file_system=self.settings.any_file_system,
                 )
             return self._writer.put_block(kind, name, chunks)
 

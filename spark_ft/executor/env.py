@@ -77,6 +77,7 @@ class ProcessEnv:
                     self.host,
                     segment_bytes=self.settings.segment_bytes,
                     transaction_bytes=self.transaction_bytes,
+                    any_file_system=self.settings.any_file_system,
                 )
             return self._writer
 

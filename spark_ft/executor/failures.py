@@ -8,6 +8,7 @@ type name, its own words, and the traceback from the first frame that is the use
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -17,7 +18,7 @@ import types
 from collections.abc import Callable
 from typing import TypeVar
 
-from spark_ft.errors import FetchError, InputChanged, InputError, StorageError, StoreFull
+from spark_ft.errors import FetchError, HostExhausted, InputChanged, InputError, StorageError, StoreFull
 from spark_ft.lineage.narrow import user_stop_iteration
 from spark_ft.protocol.messages import EndReason, HostError, UserError
 
@@ -49,6 +50,10 @@ def reason_of(error: BaseException) -> EndReason:
             return HostError("STORAGE_FULL", str(error), error.needed_bytes, error.free_bytes)
         case StorageError() if error.getCondition() in _HOSTS_OWN:
             return HostError(error.getCondition() or "", str(error), 0, 0)
+        case HostExhausted():
+            return HostError("HOST_EXHAUSTED", str(error), 0, 0)
+        case OSError() | RuntimeError() if _is_exhaustion(error):
+            return HostError("HOST_EXHAUSTED", "\n".join(words_and_trace(error)), 0, 0)
     name, (words, trace) = type(error).__name__, words_and_trace(error)
     if isinstance(error, MemoryError):
         text = f"MemoryError: {words}" if words else "MemoryError"
@@ -64,6 +69,19 @@ def reason_of(error: BaseException) -> EndReason:
             code = (words or "0") if isinstance(error, SystemExit) else ""
             return UserError(name, f"USER_CODE_EXITED({code})", trace, "USER_CODE_EXITED")
     return UserError(name, words, trace)
+
+
+def _is_exhaustion(error: OSError | RuntimeError) -> bool:
+    """Whether the host would not give one more file, process or thread (WK-9).  EAGAIN says so of a fork
+    alone; of a socket it says that there is nothing to read."""
+    if isinstance(error, RuntimeError):
+        return str(error) == "can't start new thread"
+    if error.errno != errno.EAGAIN:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and any("fork" in name for name in trace.tb_frame.f_code.co_names)
 
 
 def rss_peak_bytes() -> int:

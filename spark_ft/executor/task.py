@@ -36,6 +36,7 @@ from spark_ft.protocol.messages import (
     BlockRef,
     CachedBlock,
     EndReason,
+    HostError,
     InlineResult,
     Killed,
     Launch,
@@ -186,6 +187,8 @@ class TaskRunner:
         except (interrupts.TaskKilled, FetchError):
             raise
         except BaseException as error:  # user modules may do anything when they are imported
+            if isinstance(reason := reason_of(error), HostError):  # modules are files, too (WK-9)
+                return reason
             return NotLoadable(type(error).__name__, *words_and_trace(error))
         records = attempt.pipeline(stage.target, launch.partition, writes=stage_launch.output is not None)
         if stage_launch.output is None:

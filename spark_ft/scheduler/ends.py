@@ -493,7 +493,7 @@ class Ends:
         it so, or told others so again after a back-off: of tasks that meet full hosts in turns none might
         ever see them all."""
         host, trouble, now_s = attempt.executor.host, attempt.task.troubled(), self._turn.now_s
-        remember(attempt.task, attempt, "HostError", "host", f"{reason.condition}: {reason.text}")
+        remember(attempt.task, attempt, "HostError", _blame(reason), f"{reason.condition}: {reason.text}")
         self._turn.note("host_error", host=host, condition=reason.condition, text=reason.text)
         self._health.host_failed(
             host, reason.condition, reason.text, reason.needed_bytes, reason.free_bytes, now_s
@@ -542,7 +542,7 @@ def _blame(reason: object) -> str:
         case UserError() | NotLoadable():
             return "task"
         case HostError():
-            return "host"
+            return "storage" if reason.condition == "STORAGE_ERROR" else "host"
         case FetchFailed():
             return "network" if reason.evidence in health.NETWORK_EVIDENCE else "storage"
     return ""

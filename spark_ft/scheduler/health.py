@@ -6,7 +6,8 @@ only ``task`` counts to ``max_failures`` (S14).
   exit status, or a signal that a process brings on itself (SEGV …)   task
   SIGKILL, SIGTERM and the like: who sent it cannot be known           executor (counted apart: kills)
   SIGBUS: a mapped file was cut short, a store's as like as not        executor
-  HostError (disk full …)                                               host
+  HostError: disk full, no more files or processes …                    host
+             the disk fails (STORAGE_ERROR)                             storage
   FetchFailed: refused, timeout                                         network
                missing, corrupt, incomplete, expired                    storage
   a process that outlived its worker and has ended: how is not known     host

@@ -75,13 +75,14 @@ class StoreWriter:
         segment_bytes: int,
         transaction_bytes: int,
         sync: bool = False,
+        any_file_system: bool = False,
     ) -> None:
         self.path = path
         self.host = host
         self.chunk_bytes = min(layout.CHUNK_BYTES, transaction_bytes, segment_bytes // 4)
         self._seal = os.path.join(path, "sealed")
         self._segment_bytes = segment_bytes
-        self._sync = sync
+        self._sync, self._any_file_system = sync, any_file_system
         self._lock = threading.RLock()
         self._segments: dict[int, Segment] = {}  # open, not yet unlinked; the last one is active
         self._live: dict[int, set[bytes]] = {}  # segment -> items (manifest or head keys) with a part in it
@@ -215,7 +216,7 @@ class StoreWriter:
         number = self._next_segment
         self._next_segment += 1
         self._segments[number] = lmdb_env.create_segment(
-            layout.segment_path(self.path, number), self._segment_bytes, self._sync
+            layout.segment_path(self.path, number), self._segment_bytes, self._sync, self._any_file_system
         )
         self._live[number] = set()
 

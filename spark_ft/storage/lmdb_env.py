@@ -23,6 +23,7 @@ off always: it wins nothing on fresh files and lays the map open to stray writes
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import threading
@@ -33,7 +34,8 @@ from typing import Any, TypeVar
 import lmdb
 
 from spark_ft import failpoints, interrupts
-from spark_ft.errors import BlockCorrupt, BlockMissing, StorageError, StoreFull
+from spark_ft.errors import BlockCorrupt, BlockMissing, HostExhausted, SparkFtError, StorageError, StoreFull
+from spark_ft.storage.filesystem import check_file_system
 
 T = TypeVar("T")
 View = bytes | memoryview
@@ -47,12 +49,9 @@ OPEN_SEGMENTS_MAX = 256  # for reading, in one process: each takes one or two fi
 _DATA, _LOCK, _CLOSED = "data.mdb", "lock.mdb", "closed"
 _META_MAGIC = 0xBEEFC0DE
 _MAP_BYTES_MAX = 1 << 46
-_NETWORK_FILE_SYSTEMS = {
-    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "gpfs",
-    "lustre", "nfs", "nfs4", "ocfs2", "smb3",
-}  # fmt: skip
 _READERS_WAIT_S = 30.0  # for a reader slot
 _SLACK_BYTES = 1 << 20  # of pages beside the values themselves
+_EXHAUSTED = {code: os.strerror(code) for code in (errno.EMFILE, errno.ENFILE, errno.EAGAIN)}
 _FULL_ERRNOS = ("No space left", "quota exceeded", "File too large")
 
 
@@ -117,7 +116,10 @@ class Segment:
                         return use(txn)
                 except lmdb.ReadersFullError:
                     freed = self._open_env().reader_check()  # slots of killed processes
-                except lmdb.Error as error:
+                except lmdb.MapResizedError:  # its writer has a larger map by now (ST-3): so have we
+                    self._open_env().set_mapsize(0)
+                    freed = 1
+                except (lmdb.Error, OSError) as error:
                     raise _unreadable(error, self.path) from None
             if not freed:
                 waited_s += _wait_for_slot(self.path, waited_s)
@@ -159,6 +161,7 @@ class Segment:
         """
         with whole(), self._lock:
             try:
+                failpoints.hit("store.write")
                 with self._open_env().begin(write=True, buffers=False) as txn:
                     for prefix in delete_prefixes:
                         for key in list(_keys(txn, prefix)):
@@ -172,7 +175,7 @@ class Segment:
             except _DAMAGE as error:
                 self._damaged = True
                 raise SegmentDamaged(f"{self.path}: {error}") from None
-            except lmdb.Error as error:
+            except (lmdb.Error, OSError) as error:
                 needed = sum(len(value) for _, value in puts)
                 raise _translated(error, self.path, needed) from None
 
@@ -268,17 +271,26 @@ def _keys(txn: Any, prefix: bytes) -> Iterable[bytes]:
             yield key
 
 
-def _unreadable(error: lmdb.Error, path: Path) -> Exception:
-    """Our word for what LMDB says of a read.  That we have no room to map a file proves nothing against the
-    file: whoever took it for damage would have good outputs built again (MEM-6)."""
+def _unreadable(error: Exception, path: Path) -> Exception:
+    """Our word for what LMDB says of a read.  That we have no room to map a file, or may not open one more,
+    proves nothing against the file: whoever took it for damage would have good outputs built again (MEM-6,
+    WK-9)."""
     if isinstance(error, lmdb.MemoryError):
         return MemoryError(f"{path}: {error}")
+    if _is_exhausted(error):
+        return HostExhausted(f"{path}: {error}")
     return BlockCorrupt(f"{path}: {error}")
 
 
-def _translated(error: lmdb.Error, path: Path, needed_bytes: int) -> StorageError:
+def _is_exhausted(error: Exception) -> bool:
+    return getattr(error, "errno", None) in _EXHAUSTED or str(error).endswith(tuple(_EXHAUSTED.values()))
+
+
+def _translated(error: Exception, path: Path, needed_bytes: int) -> SparkFtError:
     """Our word for LMDB's: no space is the host's trouble, the rest is the store's."""
     text = str(error)
+    if _is_exhausted(error):
+        return HostExhausted(f"{path}: {text}")
     free_bytes = free_space(path)
     # LMDB calls a short write, which is what a disk that is getting full answers first, an I/O error.
     short = "Input/output error" in text
@@ -384,35 +396,13 @@ def sweep() -> None:
                 segment.close()
 
 
-def check_file_system(path: Path, mounts: str | None = None) -> None:
-    """Raises StorageError (STORE_UNSUPPORTED_FS) when ``path`` would lie on a network file system (ST-16).
-
-    ``mounts``: what to believe in place of the kernel's list, one mount a line: device, directory, type.
-    """
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mounts").read_text()
-        except OSError:
-            return  # no such list on this platform
-    best, kind = "", ""
-    for line in mounts.splitlines():
-        _, directory, found, *_ = line.split(" ")
-        prefix = directory.replace("\\040", " ").rstrip("/") + "/"
-        if f"{path.absolute()}/".startswith(prefix) and len(prefix) >= len(best):
-            best, kind = prefix, found
-    if kind in _NETWORK_FILE_SYSTEMS:
-        raise StorageError(
-            f"{path} is on {kind}, which cannot hold a store; set spark.local.dir to a local disk",
-            "STORE_UNSUPPORTED_FS",
-        )
-
-
-def create_segment(path: Path, map_bytes: int, sync: bool) -> Segment:
+def create_segment(path: Path, map_bytes: int, sync: bool, any_file_system: bool = False) -> Segment:
     """A new, empty environment in the new directory ``path``, open for writing.
 
     Raises StoreFull, or StorageError (STORE_NOT_WRITABLE) when the directory cannot be had.
     """
-    check_file_system(path)
+    if not any_file_system:
+        check_file_system(path)
     try:
         path.mkdir(parents=True)
     except OSError as error:
@@ -533,8 +523,10 @@ def is_closed(path: Path) -> bool:
     return (path / _CLOSED).exists()
 
 
-def os_error(error: OSError, path: Path, needed_bytes: int = 0) -> StorageError:
+def os_error(error: OSError, path: Path, needed_bytes: int = 0) -> SparkFtError:
     """Our word for what the file system says."""
+    if _is_exhausted(error):
+        return HostExhausted(f"{path}: {error}")
     if any(sign in str(error) for sign in _FULL_ERRNOS):
         free_bytes = free_space(path.parent)
         return StoreFull(f"{path}: {needed_bytes} bytes needed, {free_bytes} free", needed_bytes, free_bytes)
@@ -574,6 +566,8 @@ def _checked_map_bytes(path: Path) -> int:
             file.seek(page_bytes)
             metas = [head, file.read(152)]
     except OSError as error:
+        if _is_exhausted(error):
+            raise HostExhausted(f"{path}: {error}") from None
         raise BlockMissing(f"{path}: {error}") from None
     found: list[tuple[int, int, int]] = []
     for meta in metas:

@@ -354,7 +354,7 @@ def test_TK_11_results_over_a_mebibyte_come_by_the_store(start, master) -> None:
     faultlib.assert_r0(running.events())
 
 
-def test_TK_11_results_over_the_limit_are_refused_before_the_driver_has_read_them(
+def test_TK_11_MEM_3_results_over_the_limit_are_refused_before_the_driver_has_read_them(
     start, monkeypatch
 ) -> None:
     running = start("local[2]", spark_driver_maxResultSize="10m")

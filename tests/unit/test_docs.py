@@ -19,12 +19,13 @@ NONE_YET = "none yet"
 
 
 def files_by_fault() -> dict[str, set[str]]:
-    """``EX-1`` -> files below tests/ with a test whose name begins with ``test_EX_1_``."""
+    """``EX-1`` -> files below tests/, whose tests bear its id, ``test_EX_1_`` or ``test_BL_3_EX_1_``."""
     found: dict[str, set[str]] = defaultdict(set)
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for kind, numbers in re.findall(r"def test_([A-Z]+)((?:_\d+)+)_", path.read_text()):
-            for number in numbers.strip("_").split("_"):
-                found[f"{kind}-{number}"].add(path.relative_to(ROOT / "tests").as_posix())
+        for ids in re.findall(r"def test_((?:[A-Z]+(?:_\d+)+_)+)", path.read_text()):
+            for kind, numbers in re.findall(r"([A-Z]+)((?:_\d+)+)_", ids):
+                for number in numbers.strip("_").split("_"):
+                    found[f"{kind}-{number}"].add(path.relative_to(ROOT / "tests").as_posix())
     return found
 
 

@@ -290,7 +290,7 @@ def test_EX_12_a_start_that_succeeds_ends_the_count() -> None:
         driven.spawn(executor)
 
 
-def test_a_process_that_cannot_be_forked_is_a_failed_start() -> None:
+def test_WK_9_a_process_that_cannot_be_forked_is_a_failed_start() -> None:
     driven = Driven()
     (executor,) = spawned(driven.tell(assignment(1)))
     effects = driven.die(executor, status=75, stderr="cannot fork")

@@ -1,7 +1,11 @@
 """What a task end says of an exception: bounded words, the user's frames, and never a hang."""
 
 import contextlib
+import errno
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -214,3 +218,41 @@ def test_ST_15_a_store_that_cannot_be_written_is_its_hosts_trouble(error, reason
 
 def test_a_spill_file_that_lies_is_not_blamed_on_the_host():
     assert isinstance(reason_of(BlockCorrupt("bits")), UserError)
+
+
+WITHOUT = """
+import os, resource, subprocess, sys, threading
+from spark_ft.executor.failures import reason_of
+
+os.setuid(65534)
+what = sys.argv[1]
+if what == "files":
+    os.dup(0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), 4096))
+else:
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+calls = {
+    "files": lambda: open("/dev/null"),
+    "fork": os.fork,
+    "process": lambda: subprocess.Popen(["true"]),
+    "thread": lambda: threading.Thread(target=print).start(),
+}
+try:
+    calls[what]()
+except Exception as error:
+    print(reason_of(error).condition, type(reason_of(error)).__name__)
+"""
+
+
+@pytest.mark.parametrize("what", ["files", "fork", "process", "thread"])
+def test_WK_9_no_more_files_processes_or_threads_is_the_hosts_trouble(what):
+    ran = subprocess.run([sys.executable, "-c", WITHOUT, what], capture_output=True, text=True, timeout=30)
+    assert ran.stdout.split() == ["HOST_EXHAUSTED", "HostError"], ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOENT, errno.EIO])
+def test_WK_9_other_errors_of_user_code_stay_its_own(number):
+    def read():
+        raise OSError(number, os.strerror(number))
+
+    assert failed(read).condition == "TASK_FAILED"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from spark_ft import failpoints
 from spark_ft.errors import BlockCorrupt, BlockMissing, StorageError, StoreFull
-from spark_ft.storage import lmdb_env
+from spark_ft.storage import filesystem, lmdb_env
 from spark_ft.storage.lmdb_env import SegmentFull
 
 
@@ -173,10 +174,10 @@ tmpfs /home/me/local\\040disk tmpfs rw 0 0
 )
 def test_ST_16_a_network_file_system_is_refused_by_name(path: str, allowed: bool) -> None:
     if allowed:
-        lmdb_env.check_file_system(Path(path), MOUNTS)
+        filesystem.check_file_system(Path(path), MOUNTS)
     else:
         with pytest.raises(StorageError, match=r"STORE_UNSUPPORTED_FS.*nfs4"):
-            lmdb_env.check_file_system(Path(path), MOUNTS)
+            filesystem.check_file_system(Path(path), MOUNTS)
 
 
 NO_ROOM = """
@@ -242,3 +243,90 @@ def test_ST_9_a_file_that_shrinks_under_its_readers_is_corrupt_and_kills_nobody(
             writer.keys(b"k")
     finally:
         writer.close()
+
+
+def test_ST_16_whoever_knows_better_may_have_a_store_anywhere(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(filesystem, "_NETWORK_FILE_SYSTEMS", {kind for _, _, kind in mounts()})
+    with pytest.raises(StorageError, match=r"STORE_UNSUPPORTED_FS.*spark.ft.store.anyFileSystem"):
+        lmdb_env.create_segment(tmp_path / "refused", 1 << 20, sync=False)
+    assert not (tmp_path / "refused").exists()
+    lmdb_env.create_segment(tmp_path / "seg", 1 << 20, sync=False, any_file_system=True).close()
+
+
+def mounts() -> list[list[str]]:
+    return [line.split(" ")[:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+
+
+GROW = """
+import sys
+import lmdb
+
+env = lmdb.open(sys.argv[1], map_size=64 << 20, max_readers=510)
+with env.begin(write=True) as txn:
+    txn.put(b"large", bytes(8 << 20))
+"""
+
+
+def test_ST_3_a_reader_whose_map_has_become_too_small_maps_it_anew(segment) -> None:
+    segment.write([(b"key", b"value")])
+    reader = reopened(segment)
+    assert reader.get(b"key") == b"value"
+    subprocess.run([sys.executable, "-c", GROW, str(segment.path)], check=True, timeout=30)
+    large = reader.get(b"large")
+    assert large is not None and len(large) == 8 << 20
+    assert reader.get(b"key") == b"value"
+
+
+def test_ST_11_where_no_store_can_be_made_is_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"STORE_NOT_WRITABLE.*Not a directory"):
+        lmdb_env.create_segment(tmp_path / "file" / "seg", 1 << 20, sync=False)
+
+
+@pytest.fixture
+def armed():
+    yield failpoints.arm
+    failpoints.arm("")
+
+
+def test_ST_14_a_disk_that_fails_is_damage_to_its_reader_and_an_error_of_the_store_to_its_writer(
+    segment, armed
+) -> None:
+    segment.write([(b"key", b"value")])
+    armed("store.read=io@1,store.write=io@1")
+    with pytest.raises(BlockCorrupt, match="Input/output error"):
+        segment.get(b"key")
+    with pytest.raises(StorageError, match=r"STORAGE_ERROR.*Input/output error"):
+        segment.write([(b"other", b"value")])
+    assert segment.get(b"key") == b"value" and segment.get(b"other") is None
+
+
+FEW_FILES = """
+import os, resource, sys
+from pathlib import Path
+from spark_ft.errors import HostExhausted
+from spark_ft.storage import lmdb_env
+
+lmdb_env.create_segment(Path(sys.argv[1]) / "old", 1 << 20, sync=False).close()
+first = os.dup(0)  # the lowest that is free
+os.close(first)
+for allowed in range(3):  # files that may still be opened
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first + allowed, most))
+    for call in (
+        lambda: lmdb_env.open_segment(Path(sys.argv[1]) / "old"),
+        lambda: lmdb_env.create_segment(Path(sys.argv[1]) / f"new-{allowed}", 1 << 20, sync=False),
+    ):
+        try:
+            call().close()
+            print("had")
+        except HostExhausted:
+            print("none")
+"""
+
+
+def test_WK_9_a_file_that_may_not_be_opened_proves_nothing_against_a_store(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FEW_FILES, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert ran.returncode == 0, ran.stderr
+    assert set(ran.stdout.split()) <= {"none", "had"} and ran.stdout.split().count("none") >= 3

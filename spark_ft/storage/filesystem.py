@@ -1,0 +1,36 @@
+"""Which file systems can hold a store: locks and shared mappings have to be those of one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spark_ft.errors import StorageError
+
+_NETWORK_FILE_SYSTEMS = {
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "gpfs",
+    "lustre", "nfs", "nfs4", "ocfs2", "smb3",
+}  # fmt: skip
+
+
+def check_file_system(path: Path, mounts: str | None = None) -> None:
+    """Raises StorageError (STORE_UNSUPPORTED_FS) when ``path`` would lie on a network file system (ST-16).
+
+    ``mounts``: what to believe in place of the kernel's list, one mount a line: device, directory, type.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mounts").read_text()
+        except OSError:
+            return  # no such list on this platform
+    best, kind = "", ""
+    for line in mounts.splitlines():
+        _, directory, found, *_ = line.split(" ")
+        prefix = directory.replace("\\040", " ").rstrip("/") + "/"
+        if f"{path.absolute()}/".startswith(prefix) and len(prefix) >= len(best):
+            best, kind = prefix, found
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise StorageError(
+            f"{path} is on {kind}, whose locks and mappings are not those of one machine; set "
+            "spark.local.dir to a local disk, or spark.ft.store.anyFileSystem=true if you know better",
+            "STORE_UNSUPPORTED_FS",
+        )
