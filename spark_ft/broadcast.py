@@ -198,6 +198,11 @@ def forget(bid: int) -> None:
     _Process.loading.pop(bid, None)
 
 
+def forget_all() -> None:
+    """Drop every loaded value: user code may have changed some in place."""
+    _Process.values = {}
+
+
 def _unpickle(bid: int, block: BlockRef) -> Broadcast[Any]:
     """The driver's own handle on the driver, a bare one in a task."""
     return _handles.get(bid) or Broadcast(bid, block)
@@ -205,8 +210,9 @@ def _unpickle(bid: int, block: BlockRef) -> Broadcast[Any]:
 
 def _load(bid: int, block: BlockRef) -> Any:
     """The value, loaded at most once in this process; threads that want the same one wait."""
-    if bid in _Process.values:
-        return _Process.values[bid]
+    known = _Process.values
+    if bid in known:
+        return known[bid]
     if _Process.loader is None:
         raise PySparkRuntimeError(
             errorClass="BROADCAST_VARIABLE_NOT_LOADED", messageParameters={"variable": f"Broadcast({bid})"}
@@ -214,7 +220,8 @@ def _load(bid: int, block: BlockRef) -> Any:
     with _Process.lock:
         lock = _Process.loading.setdefault(bid, threading.Lock())
     with lock:
-        if bid not in _Process.values:
+        values = _Process.values  # of before ``forget_all``, should that come meanwhile
+        if bid not in values:
             try:
                 data = _Process.loader(block)
             except BlockExpired:
@@ -223,5 +230,5 @@ def _load(bid: int, block: BlockRef) -> Any:
                 if error.failed.evidence == "expired":
                     raise _destroyed(bid) from None
                 raise
-            _Process.values[bid] = closures.loads(data)
-        return _Process.values[bid]
+            values[bid] = closures.loads(data)
+        return values[bid]

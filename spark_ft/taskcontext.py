@@ -37,6 +37,7 @@ class _Facts:
     cpus: int = 1
     cpu_amount: Decimal | None = None
     resources: Mapping[str, ResourceInformation] = field(default_factory=dict)
+    key: str = ""
 
 
 class TaskContext:
@@ -80,6 +81,15 @@ class TaskContext:
         """Unique within the application."""
         return self._facts.task
 
+    def idempotencyKey(self) -> str:
+        """Names what this task does, and not this try at it: work/partition/generation, equal in every
+        attempt, twin and recomputation, and another one once an input has come out different (TK-14).
+
+        Tasks run at least once.  Who writes to the outside writes under this key, so that a second time
+        replaces the first.
+        """
+        return self._facts.key
+
     def getLocalProperty(self, key: str) -> str | None:
         """A local property of the thread that submitted the job, or None."""
         return self._facts.properties.get(key)
@@ -95,6 +105,10 @@ class TaskContext:
 
     def resources(self) -> dict[str, ResourceInformation]:
         return dict(self._facts.resources)
+
+    def _name(self, work: str, generation: int) -> None:
+        """For the runner: what ``idempotencyKey`` is made of."""
+        self._facts.key = f"{work}/{self._facts.partition}/{generation}"
 
     @staticmethod
     def _set(context: TaskContext | None) -> None:

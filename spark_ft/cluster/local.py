@@ -194,6 +194,7 @@ class LocalCluster:
         self._host, self._me, self._app, self._token = host, me, app, token
         layout = self.layout
         self._pairs = {key: str(value) for key, value in self._settings.extra.items()}
+        self._pairs["spark.app.id"] = app
         self._driver_endpoint = self.advertised(host.endpoint)
         wish = (app, me, self._driver_endpoint, os.getpid())
         each = (layout.slots, layout.memory_bytes, self._pairs)

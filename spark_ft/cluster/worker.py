@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import cast
 
 from spark_ft.ids import AppId, HostId, Incarnation
@@ -146,6 +147,7 @@ class WorkerCore:
         has_manager: bool = False,
         data_endpoint: str = "",
         root: str = "",
+        rng: Random | None = None,
     ) -> None:
         self._me = me
         self._host = host
@@ -155,6 +157,7 @@ class WorkerCore:
         self._settings = settings
         self._data_endpoint = data_endpoint
         self._root = root
+        self._rng = rng  # so that all workers of a manager that is back do not knock in step (CLK-5)
         self._register = RegisterWorker(me, host, pid, cores, memory_bytes)
         self._registered = not has_manager
         self._found: Inherited | None = None  # what was here; until that is known nobody is told of us
@@ -247,9 +250,7 @@ class WorkerCore:
             case _:
                 self._from_driver(sender, message, now_s, out)
 
-    def _from_driver(
-        self, sender: Incarnation, message: Message, now_s: float, out: list[Effect]
-    ) -> None:
+    def _from_driver(self, sender: Incarnation, message: Message, now_s: float, out: list[Effect]) -> None:
         """What a driver wants of its executors and of this host's stores."""
         match message:
             case KillExecutor(executor, why):
@@ -462,7 +463,8 @@ class WorkerCore:
             out.append(Exit(EXIT_LEFT, "its time to leave in order is over"))
             return
         if not self._registered and self._found is not None and now_s >= self._register_at_s:
-            self._register_at_s = now_s + REGISTER_INTERVAL_S
+            lot = 1.0 if self._rng is None else self._rng.uniform(1.0, 1.25)
+            self._register_at_s = now_s + REGISTER_INTERVAL_S * lot
             held = tuple(
                 (name, app.assignment.driver, app.assignment.count)
                 for name, app in self._apps.items()

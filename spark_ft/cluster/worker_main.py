@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any, NoReturn
 
 from spark_ft import failpoints
@@ -184,6 +185,7 @@ class _Worker:
             has_manager=config.has_manager,
             data_endpoint=advertised(self._server.endpoint, settings.advertise_directory),
             root=config.root,
+            rng=Random(me),
         )
         self._host = Host(
             core,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_ft import rows
-from spark_ft.errors import FetchError
+from spark_ft.errors import BlockCorrupt, BlockMissing, FetchError
 from spark_ft.ids import DRIVER_HOST, Generation, HostId, Incarnation, ShuffleId
 from spark_ft.lineage.dependency import Aggregator, ShuffleDependency
 from spark_ft.lineage.node import Replayable
@@ -171,6 +171,9 @@ class Env:
                     yield piece
         except RemoteFetch as error:
             raise block_failed(block, error.evidence, error.text) from error
+        except (BlockCorrupt, BlockMissing) as error:
+            evidence = "missing" if isinstance(error, BlockMissing) else "corrupt"
+            raise block_failed(block, evidence, error.getMessage()) from error
 
     def read_block(self, block: BlockRef) -> bytes:
         return b"".join(self.block_pieces(block))

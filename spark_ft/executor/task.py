@@ -183,13 +183,19 @@ class TaskRunner:
         TaskContext._set(context)
         files.ensure(stage_launch.properties, attempt.env)
         try:
-            stage = self._stage(stage_launch.blob, attempt.env)
+            again = launch.attempt > 0 or stage_launch.stage_attempt > 0
+            stage = self._stage(stage_launch.blob, attempt.env, again)
         except (interrupts.TaskKilled, FetchError):
             raise
         except BaseException as error:  # user modules may do anything when they are imported
             if isinstance(reason := reason_of(error), HostError):  # modules are files, too (WK-9)
                 return reason
             return NotLoadable(type(error).__name__, *words_and_trace(error))
+        # A generation only grows, and so does the sum of several: it changes whenever one of them does.
+        written = stage_launch.output
+        generation = sum(each.generation for each in ([written] if written else stage_launch.inputs))
+        job = f"{self._settings.app_id}.{stage_launch.stage}"
+        context._name(stage.output.fingerprint.hex() if stage.output else job, generation)
         records = attempt.pipeline(stage.target, launch.partition, writes=stage_launch.output is not None)
         if stage_launch.output is None:
             assert stage.function is not None
@@ -211,7 +217,12 @@ class TaskRunner:
         failpoints.hit("after_manifest_before_report")
         return Success(output=status)
 
-    def _stage(self, blob_id: BlobId, env: Env) -> closures.Stage:
+    def _stage(self, blob_id: BlobId, env: Env, again: bool) -> closures.Stage:
+        """The stage's functions, loaded once.  Who computes something ``again`` has them, and broadcasts, as
+        they were sent, whatever user code has made of those in this process (TK-13)."""
+        if again:
+            broadcast.forget_all()
+            self._stages.pop(blob_id, None)
         stage = self._stages.get(blob_id)
         if stage is None:
             blob = self._blobs[blob_id]

@@ -58,6 +58,7 @@ _IN_VAIN_MAX = 20  # kills in a row without any progress: by whomever, it cannot
 _PACE = 1.5  # times the median of the stage is no slower than usual
 _TEXT_MAX = 500  # characters of an error in a note
 _ATTEMPTS_REFUSED_MAX = 50  # of one task, before a success that cannot count ends the job (L1)
+_DRIVER_BLOCK_TRIES = 4  # of one task to read what only the driver has
 _NOT_FOUND_MAX = 20  # times that one task may miss what the driver believed to be there
 
 
@@ -463,17 +464,15 @@ class Ends:
             self._dag.requeue(attempt)
         elif self._recovery.block_lost(reason.block, reason.evidence):
             self._dag.requeue(attempt)
-        elif reason.host != DRIVER_HOST:
-            self._not_found(attempt, reason)  # it has been dropped since the task was sent
-        else:
-            text = f"a block on {reason.host} could not be read ({reason.evidence}): {reason.text}"
-            self._blame_task(attempt, "BLOCK_LOST", text)
+        else:  # dropped since the task was sent; or the driver's own: of a broadcast is no other (BL-13)
+            only = reason.host == DRIVER_HOST
+            self._not_found(attempt, reason, _DRIVER_BLOCK_TRIES if only else _NOT_FOUND_MAX)
 
-    def _not_found(self, attempt: Attempt, reason: FetchFailed) -> None:
+    def _not_found(self, attempt: Attempt, reason: FetchFailed, most: int = _NOT_FOUND_MAX) -> None:
         """A cached partition was not where the driver had said: nobody's fault, within bounds."""
         trouble = attempt.task.troubled()
         trouble.fetches += 1
-        if trouble.fetches < _NOT_FOUND_MAX:
+        if trouble.fetches < most:
             self._dag.requeue(attempt)
         else:
             self._fail(attempt, "BLOCK_LOST", f"{reason.evidence}: {reason.text}")

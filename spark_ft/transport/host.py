@@ -28,6 +28,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
+from random import Random
 from types import TracebackType
 
 from spark_ft import failpoints
@@ -79,12 +80,12 @@ class _Peer:
         routing: tuple[bytes, ...],
         route: frames.Route,
         now_s: float,
+        rng: Random,
     ) -> None:
-        self.incarnation = incarnation
-        self.socket = socket
+        self.incarnation, self.socket = incarnation, socket
         self.routing = routing  # what a ROUTER wants in front of a frame
         self.route = route
-        self.link = Link(now_s)
+        self.link = Link(now_s, rng)
         self.outbox: list[bytes] = []
         self.labels: list[str] = []
         self.outbox_bytes = 0
@@ -138,7 +139,7 @@ class Host:
         self._on_error = on_error
         self._max_message_bytes = max_message_bytes
         self._max_frame_bytes = max_message_bytes + BATCH_BYTES + frames.OVERHEAD_BYTES + 16
-        self._silence_s = peer_silence_s
+        self._silence_s, self._rng = peer_silence_s, Random(me)  # others draw other lots (CLK-5)
 
         self._peers: dict[Incarnation, _Peer] = {}
         self._dealers: dict[Socket, Incarnation] = {}
@@ -534,7 +535,7 @@ class Host:
 
     def _add_peer(self, incarnation: Incarnation, socket: Socket, routing: tuple[bytes, ...]) -> _Peer:
         route = frames.Route(self._token, self.me, incarnation)
-        peer = _Peer(incarnation, socket, routing, route, self._clock.now_s())
+        peer = _Peer(incarnation, socket, routing, route, self._clock.now_s(), self._rng)
         self._peers[incarnation] = self._dirty[incarnation] = peer
         return peer
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
+from random import Random
 from typing import NamedTuple
 
 WINDOW = 1024  # frames under way
@@ -47,9 +48,11 @@ class Frame(NamedTuple):
 
 
 class Link:
-    """One end.  ``now_s`` is any clock that only grows; all methods are O(frames touched)."""
+    """One end.  ``now_s`` is any clock that only grows; all methods are O(frames touched).  ``rng``:
+    what is sent again is so a little later, lest hundreds who lost one peer come back in step (CLK-5)."""
 
-    def __init__(self, now_s: float) -> None:
+    def __init__(self, now_s: float, rng: Random | None = None) -> None:
+        self._rng = rng
         self._waiting: deque[tuple[int, bytes, tuple[str, ...]]] = deque()  # not sent yet
         self._flying: deque[tuple[int, bytes, tuple[str, ...]]] = deque()  # sent, not acknowledged
         self._flying_bytes = 0
@@ -123,7 +126,9 @@ class Link:
                     break
                 out.append(Frame(seq, self._received, body, labels))
             self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
-            self._retry_at_s = now_s + self._retry_s
+            self._retry_at_s = now_s + self._retry_s * (
+                1.0 if self._rng is None else self._rng.uniform(1.0, 1.25)
+            )
         while self._waiting and self._has_room():
             item = self._waiting.popleft()
             if not self._flying:

@@ -38,8 +38,8 @@ def told(findings: list[checkers.Finding]) -> str:
     return "\n".join(f"{each.checker} {each.verdict} {each.says}" for each in findings)
 
 
-def test_EX_1_EX_5_EX_9_seeds_of_a_sweep_are_right_and_a_stopped_sweep_goes_on(tmp_path: Path):
-    breakers = ["kill-executor", "pause"]
+def test_UE_9_EX_1_EX_5_EX_9_seeds_of_a_sweep_are_right_and_a_stopped_sweep_goes_on(tmp_path: Path):
+    breakers = ["kill-executor", "pause", "disk"]
     one = sweep.sweep([0], tmp_path, SECONDS, breakers, ())
     three = sweep.sweep(range(3), tmp_path, SECONDS, breakers, ())
     assert [each["verdict"] for each in three] == ["true"] * 3, "\n".join(map(sweep.line_of, three))

@@ -1,12 +1,17 @@
 """Blocks are missing, damaged or gone with a process: only what was proved lost is done again."""
 
+import os
+import random
 import re
 import shutil
 from collections import Counter, defaultdict
 from operator import add
 from pathlib import Path
 
+import pytest
+
 from spark_ft import StorageLevel
+from spark_ft.errors import JobError
 from tests.cluster import faultlib
 from tests.cluster.faultlib import Action, Gate, Running, wait_until
 
@@ -200,3 +205,52 @@ def test_DR_13_accumulators_count_once_although_map_outputs_are_made_again(start
     assert action.result() == SUMS
     assert running.starts("map") == Counter(range(6)) + Counter(lost), "nothing was made again"
     assert (seen.value, total.value) == (NUMBERS, sum(range(NUMBERS)))
+
+
+# --- BL-13: broadcasts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("master", ["local[2]", "local-cluster[2,1,256]"])
+def test_BL_13_a_broadcast_is_fetched_again_by_whoever_comes_for_the_dead(start, master, tmp_path) -> None:
+    running, value = start(master, spark_task_maxFailures=1), random.Random(7).randbytes(3 << 20)
+    running.log.wait_for("executor_added", 2)
+    shared, share = running.sc.broadcast(value), Gate(tmp_path / "gate").share(2)
+    numbers = running.sc.parallelize(range(4), 4).mapPartitionsWithIndex(share)
+    seen = numbers.map(lambda i: (os.getpid(), shared.value[i : i + 90]))
+    expected = [value[i : i + 90] for i in range(4)]
+    before = seen.collect()
+    for pid in running.executor_pids():
+        running.kill(pid)
+    after = seen.collect()
+    assert not {pid for pid, _ in before} & {pid for pid, _ in after}
+    assert [part for _, part in before] == [part for _, part in after] == expected
+
+
+def test_BL_13_a_read_of_a_broadcast_that_goes_wrong_costs_no_try(start, tmp_path) -> None:
+    once, value = tmp_path / "once", random.Random(7).randbytes(3 << 20)
+    running = start("local[2]", spark_task_maxFailures=1, spark_ft_failpoints=f"store.read=io!{once}")
+    shared = running.sc.broadcast(value)
+    parts = running.sc.parallelize(range(4), 4).map(lambda i: shared.value[i : i + 90])
+    assert Action(parts.collect).result() == [value[i : i + 90] for i in range(4)]
+    assert once.exists(), "no read has gone wrong"
+    (failed,) = [end for end in running.log.of("task_end") if faultlib.reason(end) == "FetchFailed"]
+    assert failed["blame"] == "storage"
+    assert sum(running.starts("result").values()) == 5
+
+
+def test_BL_13_a_broadcast_that_is_damaged_is_an_error_by_name_and_never_another_value(
+    start,
+) -> None:
+    running, value = start("local[2]"), random.Random(7).randbytes(3 << 20)
+    shared = running.sc.broadcast(value)
+    (data,) = (running.sc._driver.scratch / "driver" / "stores").glob("*/seg-*/data.mdb")
+    where = data.read_bytes().index(value[1 << 20 : (1 << 20) + 64])
+    with data.open("r+b") as file:
+        file.seek(where)
+        file.write(bytes(64))
+    parts = running.sc.parallelize(range(2), 2).map(lambda i: shared.value[i : i + 90])
+    with pytest.raises(JobError, match="BLOCK_LOST"):
+        Action(parts.collect).result()
+    assert {e["evidence"] for e in running.log.of("fetch_failed")} == {"corrupt"}
+    assert max(running.starts("result").values()) <= 4
+    assert running.sc.parallelize(range(3)).count() == 3

@@ -99,3 +99,42 @@ def test_WK_2_of_partitions_kept_on_disk_only_those_of_the_lost_host_are_compute
     for _ in range(2):
         assert kept.sum() == sum(range(NUMBERS))
         assert counts.arrivals() == {str(index): 2 if index in lost else 1 for index in range(9)}
+
+
+def test_WK_7_the_host_that_rebuilds_is_lost_too_and_the_two_cuts_alone_made_again(
+    start, tmp_path
+) -> None:
+    running, gate, second = start(), Gate(tmp_path / "gate"), Gate(tmp_path / "second")
+    flag, share = tmp_path / "flag", Gate(tmp_path / "share").share(3)
+
+    def held(index: int, rows):
+        if flag.exists():
+            second.wait(index)
+        return rows
+
+    numbers = running.sc.parallelize(range(NUMBERS), 6).mapPartitionsWithIndex(share)
+    sums = numbers.mapPartitionsWithIndex(held).map(lambda x: (x % 50, x)).reduceByKey(add, 3)
+    action = Action(lambda: sorted(sums.mapPartitionsWithIndex(gate.hold).collect()))
+    wait_until(lambda: gate.waiting() == 3, what="three reducers")
+
+    def written_on(host: str) -> list[tuple[int, int]]:
+        starts = {e["task"]: e for e in running.log.of("task_start", kind="map", host=host)}
+        ends = [e["task"] for e in running.log.of("task_end", reason="Success")]
+        return [(starts[task]["stage"], starts[task]["partition"]) for task in ends if task in starts]
+
+    first_cut = written_on("host-1")
+    assert first_cut
+    flag.touch()
+    lose_host(running, "host-1")
+    gate.open()
+    wait_until(second.waiting, what="a rebuilding task")
+    pids = {second.pid_of(name) for name in second.arrivals()}
+    rebuilders = {e["host"] for e in running.log.of("task_start", kind="map") if e["pid"] in pids}
+    victim = next(iter(rebuilders - {"host-1"}))
+    second_cut = written_on(victim)
+    assert second_cut
+    lose_host(running, victim)
+    second.open()
+    assert action.result() == [(key, sum(range(key, NUMBERS, 50))) for key in range(50)]
+    assert set(faultlib.redone(running.events(), "map")) == {*first_cut, *second_cut}
+    faultlib.assert_r2(running.events(), first_cut + second_cut, "map")

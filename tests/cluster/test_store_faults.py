@@ -75,9 +75,7 @@ class SmallDisk:
     """The stores of one host on a disk of their own; where nobody may mount one, no file of that host's
     executors may grow beyond its size, which the kernel refuses in the same place."""
 
-    def __init__(
-        self, running: faultlib.Running, host: str, size_bytes: int, may_mount: bool = True
-    ) -> None:
+    def __init__(self, running: faultlib.Running, host: str, size_bytes: int, may_mount: bool = True) -> None:
         self._path = host_root(running, host) / "stores"
         self._pids = [e["pid"] for e in running.log.of("executor_added", host=host)]
         size = f"size={size_bytes}"
@@ -426,8 +424,10 @@ def test_ST_17_the_next_start_removes_what_twenty_crashes_have_left(start, scrat
     assert abs(disk_use(scratch) - baseline) <= 1 * MIB
 
 
-def test_ST_17_what_a_living_application_holds_is_left_alone(start, scratch) -> None:
-    running = start("local[2]")
+def test_ST_17_UE_7_applications_of_one_name_and_directory_leave_each_other_alone(
+    start, scratch
+) -> None:
+    running = start("local[2]", spark_app_id="the-same")
     kept = running.sc.parallelize(range(4), 2).map(lambda x: (x, x)).reduceByKey(max, 2)
     assert kept.count() == 4
     kill_the_world(scratch, 1, "local-cluster[2,1,256]")
@@ -445,6 +445,7 @@ from pathlib import Path
 from spark_ft import SparkConf, SparkContext
 
 conf = SparkConf(loadDefaults=False).setMaster("local[1]").set("spark.local.dir", sys.argv[1])
+conf.set("spark.app.id", "the-same")
 with SparkContext(conf=conf) as sc:
     assert sc.parallelize(range(3)).count() == 3
     deadline = time.monotonic() + 10

@@ -238,3 +238,20 @@ def test_NET_1_what_was_lost_is_sent_again_soon_while_the_peer_is_heard_of() -> 
         link.receive(0, 0, b"", now_s)  # it lives, and has not got it
         times += [now_s for frame in link.poll(now_s) if frame.seq]
     assert max(b - a for a, b in itertools.pairwise([0.0, *times])) <= 2 * RETRY_S
+
+
+def test_CLK_5_a_hundred_who_have_lost_one_peer_do_not_come_back_in_step() -> None:
+    links = [Link(0.0, Random(f"executor-{number}")) for number in range(100)]
+    times: list[list[float]] = []
+    for link in links:
+        link.send(b"lost")
+        link.poll(0.0)
+        times.append([])
+        for _ in range(5):
+            while (now_s := link.wakeup_s()) and not any(frame.seq for frame in link.poll(now_s)):
+                pass
+            times[-1].append(now_s)
+    for nth in range(1, 5):
+        moments = sorted(each[nth] for each in times)
+        assert len(set(moments)) == 100 and moments[-1] - moments[0] > 0.1 * nth
+    assert max(each[4] for each in times) <= 1.25 * (0.25 + 0.5 + 1.0 + 2.0 + 2.0)

@@ -1,6 +1,7 @@
 """WorkerCore: events in, effects compared; no clock, no socket, no process."""
 
 import itertools
+from random import Random
 
 import pytest
 
@@ -145,6 +146,18 @@ def test_CM_7_a_worker_registers_every_second_until_it_is_answered() -> None:
     assert sent(driven.at(102.5), RegisterWorker) == [register] * 3
     driven.tell(WorkerRegistered(), MANAGER)
     assert sent(driven.at(110.0), RegisterWorker) == []
+
+
+def test_CLK_5_workers_that_wait_for_a_manager_do_not_knock_in_step() -> None:
+    moments: set[float] = set()
+    for number in range(50):
+        core = WorkerCore(
+            Incarnation(f"worker-{number}"), HostId("host-0"), 7, 4, 4 << 30, MANAGER, SETTINGS,
+            has_manager=True, rng=Random(number),
+        )  # fmt: skip
+        core.handle(Inherited(), 0.0)
+        moments.add(core.wakeup_s() or 0.0)
+    assert len(moments) == 50 and min(moments) >= 1.0 and max(moments) <= 1.25
 
 
 def test_an_assignment_greets_the_driver_before_anything_else_and_spawns() -> None:

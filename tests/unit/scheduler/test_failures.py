@@ -665,11 +665,11 @@ def test_a_cached_block_that_cannot_be_read_is_dropped_and_the_task_tries_withou
     assert stand.finished[job] is None
 
 
-def test_another_block_that_cannot_be_read_is_tried_again_until_the_budget_is_used_up() -> None:
-    lineage, stand = Lineage(), Stand(executors=1, max_failures=3)
+def test_BL_13_a_block_that_only_the_driver_has_is_tried_again_and_costs_no_try_till_it_is_given_up() -> None:
+    lineage, stand = Lineage(), Stand(executors=1, max_failures=1)
     job = stand.submit(lineage, lineage.source(1))
     ref = BlockRef(HostId("driver"), "driver-0", 0, b"slice")
-    for _ in range(3):
+    for _ in range(4):
         reason = FetchFailed(ShuffleId(-1), Generation(0), -1, ref.host, ref.store, "missing", "gone", ref)
         stand.end(stand.one(0), reason)
     assert stand.failure(job).condition == "BLOCK_LOST"

@@ -441,3 +441,26 @@ def test_ST_7_after_a_kill_at_any_moment_all_that_was_committed_is_whole(root, r
         data += stream.read()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
     check_survivors(root, reader, [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)])
+
+
+def reading_now(path: Path) -> int:
+    """Transactions that are open in the segment for reading, in any process."""
+    environment = lmdb_env.open_segment(path)._env
+    assert environment is not None
+    return sum(line.split()[-1] != "-" for line in environment.readers().splitlines()[1:])
+
+
+def test_ST_6_whoever_stops_in_the_middle_of_a_read_holds_no_transaction(store, reader) -> None:
+    chunks = [bytes([number]) * (900 << 10) for number in range(4)]
+    ref = store.put_block("rdd", b"rows", iter(chunks))
+    put_output(store, key(), [[[chunk] for chunk in chunks]])
+    path = layout.segment_path(store.path, 0)
+
+    def look(get: lmdb_env.Get) -> int:
+        assert get(b"nothing") is None
+        return reading_now(path)
+
+    assert lmdb_env.open_segment(path).read(look) == 1, "one that is open would not be seen"
+    for pieces in (reader.block(ref), reader.slice(HOST, STORE, 0, key(), 0)):
+        held = [reading_now(path) for _ in pieces]  # here user code is, for as long as it likes
+        assert not any(held) and len(held) >= 3, "it came in one piece"
