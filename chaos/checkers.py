@@ -249,6 +249,7 @@ class _Account:
         self.speculative = 0
         self.wrong: list[str] = []
         self.still: set[str] = set()  # executors that were stopped, stuck or cut off at some time
+        self.called_back: set[int] = set()  # attempts that were taken from the queues of such executors
         self.running: dict[int, Event] = {}
         self.partitions: dict[int, set[int]] = defaultdict(set)  # of each stage, those that ever began
         self.stage_of_shuffle: dict[int, int] = {}
@@ -289,7 +290,11 @@ class _Account:
             why = "it could not read its input"
         elif reason in ("HostError", "UserError", "NotLoadable") and TASK in taken:
             why = "it failed for lack of disk or memory"
-        elif reason == "Killed" and event["executor"] in self.still and taken & {TIME, MESSAGES}:
+        elif (
+            (reason == "Killed" or event["task"] in self.called_back)
+            and event["executor"] in self.still
+            and taken & {TIME, MESSAGES}
+        ):
             why = "it was taken from an executor that stood still"
         elif reason == "Killed" and self.job_ended_s.get(start["stage"], -1.0) >= start["seen_s"]:
             why = "its job had ended without it"
@@ -299,6 +304,11 @@ class _Account:
     def stood_still(self, event: Event) -> None:
         if event.get("stopped", True):
             self.still.add(event["executor"])
+
+    def called(self, event: Event) -> None:
+        """On waking an executor may begin what it does not yet know to be somebody else's."""
+        if event["why"] == "it is stopped":
+            self.called_back.add(event["task"])
 
     def output_lost(self, event: Event) -> None:
         if OUTPUTS in self.taken(event):
@@ -329,6 +339,7 @@ _HANDLERS: Mapping[str, Callable[[_Account, Event], None]] = {
     "executor_stopped": _Account.stood_still,
     "executor_cut_off": _Account.stood_still,
     "stalled_task_killed": _Account.stood_still,
+    "task_killed": _Account.called,
     "output_lost": _Account.output_lost,
     "result_lost": _Account.result_lost,
     "rollback": _Account.changed,

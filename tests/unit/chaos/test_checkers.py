@@ -217,6 +217,17 @@ def test_what_an_executor_that_stands_still_had_not_begun_is_given_to_others(kin
     assert verdict("starts", history(still, *told, start(2, 5.0), faults=stops)) == FALSE
 
 
+def test_what_was_called_back_from_an_executor_that_stood_still_may_begin_there_once_more():
+    still = {"event": "executor_stopped", "executor": "executor-1", "seen_s": 1.0}
+    called = {"event": "task_killed", "task": 0, "why": "it is stopped", "seen_s": 1.0}
+    stops = [invocation(takes=frozenset({TIME}))]
+    told = [start(0, 1.1), end(0, 1.1), start(1, 1.2, executor="executor-2")]
+    assert verdict("starts", history(still, called, *told, faults=stops)) == TRUE
+    assert verdict("starts", history(still, *told, faults=stops)) == FALSE
+    assert verdict("starts", history(called, *told, faults=stops)) == FALSE
+    assert verdict("starts", history(still, called, *told)) == FALSE  # nobody made it stand still
+
+
 def test_a_killed_attempt_is_started_again_only_for_another_job():
     job = {"event": "job_start", "job": 0, "stages": [0], "seen_s": 0.5}
     over = {"event": "job_end", "job": 0, "ok": False, "seen_s": 1.0}
