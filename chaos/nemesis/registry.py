@@ -5,6 +5,7 @@ from __future__ import annotations
 from chaos.nemesis import Kind, Nemesis
 from chaos.nemesis.clock import Clock
 from chaos.nemesis.disk import Disk
+from chaos.nemesis.full import Full
 from chaos.nemesis.kill import KillExecutor, KillHost, KillManager, KillPairs, KillWorker, Terminate
 from chaos.nemesis.network import Network
 from chaos.nemesis.pause import PauseDriver, PauseExecutor, PauseHost
@@ -12,7 +13,7 @@ from chaos.nemesis.resources import Cpu, Memory, Readers
 
 _ALL: tuple[type[Nemesis], ...] = (
     KillExecutor, KillPairs, KillWorker, KillHost, KillManager, Terminate,
-    PauseExecutor, PauseHost, PauseDriver, Network, Disk, Memory, Cpu, Readers, Clock,
+    PauseExecutor, PauseHost, PauseDriver, Network, Disk, Full, Memory, Cpu, Readers, Clock,
 )  # fmt: skip
 NEMESES: dict[str, type[Nemesis]] = {cls.name: cls for cls in _ALL}
 

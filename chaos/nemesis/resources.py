@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from chaos.live.cluster import Cluster, Process
 
 SHARE = 0.03  # of a processor, for a slow executor
-ROOM_BYTES = 1 << 20  # that an executor may still take before the kernel kills it
+ROOM_BYTES = 4096  # that an executor may still take before the kernel kills it: its next page but one
 ROOT = Path(__file__).resolve().parents[2]
 
 
