@@ -379,6 +379,10 @@ class Ends:
             evidence=reason.evidence, text=reason.text,
         )  # fmt: skip
         remember(attempt.task, attempt, "FetchFailed", blame, f"{reason.evidence}: {reason.text}")
+        launched_s = attempt.launched_s
+        if reason.evidence == "refused" and self._executors.changed_worker(reason.host, launched_s):
+            self._dag.requeue(attempt, _REFUSED_DELAY_S)
+            return
         if reason.map_index < 0:
             self._block_failed(attempt, reason)
             return

@@ -52,12 +52,12 @@ class WorkerState:
     """One worker, as far as the driver has heard of it."""
 
     __slots__ = (
-        "executors", "has_inherited", "has_spoken", "heard_s", "host", "id", "leaving", "unavailable",
-        "until_s",
+        "came_s", "executors", "has_inherited", "has_spoken", "heard_s", "host", "id", "leaving",
+        "unavailable", "until_s",
     )  # fmt: skip
 
     def __init__(self, id: Incarnation, host: HostId, now_s: float) -> None:
-        self.id, self.host, self.heard_s = id, host, now_s
+        self.id, self.host, self.heard_s, self.came_s = id, host, now_s, now_s
         self.executors: dict[Incarnation, ExecutorState] = {}
         self.has_spoken = False  # until its WorkerHello nobody knows where its host's outputs can be read
         self.has_inherited = False  # it has said what of its host's stores it serves
@@ -241,6 +241,11 @@ class Executors:
     def host_is_live(self, host: HostId) -> bool:
         """Whether a live worker serves this host's stores, or one may soon; the driver serves its own."""
         return host in self._hosts or host in self.orphaned or host == DRIVER_HOST
+
+    def changed_worker(self, host: HostId, since_s: float) -> bool:
+        """Whether at some time since then nobody served this host's stores: what was refused is not lost, and
+        what its next worker says is there, or its grace, decides (WK-6)."""
+        return host in self.orphaned or any(w.came_s > since_s for w in self.workers_on(host))
 
     def staying(self) -> set[HostId]:
         """Hosts of which some worker has not been asked to leave."""

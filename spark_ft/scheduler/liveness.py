@@ -92,6 +92,8 @@ class Liveness:
     def worker_hello(self, sender: Incarnation, hello: WorkerHello) -> None:
         worker = self._executors.worker(sender, hello.host, self._turn.now_s)
         worker.heard_s = self._turn.now_s
+        if not worker.has_spoken:
+            worker.came_s = self._turn.now_s
         self._no_workers = None
         self._turn.send(sender, WorkerWelcome())
         if self._executors.addresses.get(hello.host) != hello.data_endpoint:

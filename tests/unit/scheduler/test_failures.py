@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from spark_ft.ids import BlobId, Generation, HostId, JobId, NodeId, ShuffleId, TaskId
+from spark_ft.ids import BlobId, Generation, HostId, Incarnation, JobId, NodeId, ShuffleId, TaskId
 from spark_ft.protocol.effects import CancelJobs, Released, ResultLost
 from spark_ft.protocol.messages import (
     BlockRef,
@@ -18,6 +18,7 @@ from spark_ft.protocol.messages import (
     KillTask,
     NotLoadable,
     StoredResult,
+    StoresServed,
     Success,
     WorkerLost,
 )
@@ -243,6 +244,30 @@ def test_BL_2_a_burst_of_timeouts_is_one_report() -> None:
         stand.fetch_failed(task, 0, "refused")
     stand.pass_time(2.0)
     stand.run(job)
+    assert set(stand.starts(shuffle).values()) == {1}, "R0"
+
+
+@pytest.mark.parametrize("heir_first", [False, True])
+def test_WK_6_what_is_refused_between_two_workers_of_a_host_is_not_lost(heir_first: bool) -> None:
+    stand = Stand(executors=2, hosts=1)
+    lineage, shuffle = wide(stand, reduces=1)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    to_the_reduce_side(stand)
+    worker, stores = "worker-h0", tuple(sorted(stand.core.executors.live))
+    for life in range(6):
+        (reader,) = [task for task in stand.running() if not task.is_map]
+        outputs = tuple(o for o in stand.core.outputs[shuffle].statuses if o is not None)
+        stand.pass_time(0.1)
+        stand.tell("manager-1", WorkerLost(Incarnation(worker), "killed"))
+        if not heir_first:
+            stand.fetch_failed(reader, 0, "refused")
+        worker = f"worker-{life}"
+        stand.add_worker("h0", worker, StoresServed(stores, outputs, stores))
+        if heir_first:
+            stand.fetch_failed(reader, 0, "refused")
+        stand.pass_time(1.0)
+    stand.run(job)
+    assert stand.finished[job] is None and not stand.noted("output_lost")
     assert set(stand.starts(shuffle).values()) == {1}, "R0"
 
 
