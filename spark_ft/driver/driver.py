@@ -184,10 +184,14 @@ class Driver:
         pool: str = "default",
         group: str | None = None,
         tags: frozenset[str] = frozenset(),
+        scope: int = -1,
+        counted: Mapping[NodeId, int] | None = None,
     ) -> JobHandle:
         """Start a job: ``function(partition index, iterator)`` on the given partitions of ``node``.
 
-        Raises pickle.PicklingError, before anything runs, when a function cannot be pickled.
+        ``scope``: of the action that it is a job of; ``counted``: nodes whose functions were made from the
+        answers of a scope.  Raises pickle.PicklingError, before anything runs, when a function cannot be
+        pickled.
         """
         self._check_running()
         shape = shape_of(node)
@@ -206,7 +210,8 @@ class Driver:
         )
         event = JobSubmitted(
             job, shape, chosen, blob, self._blobs_of_shuffles(node), name, pool, group, tags,
-            properties or {}, getattr(function, "final", False),
+            properties or {}, getattr(function, "final", False), scope,
+            tuple(of for at, of in counted.items() if at in shape.nodes) if counted else (),
         )  # fmt: skip
         self._jobs[job] = handle
         self._host.post(event)
@@ -323,13 +328,14 @@ class Driver:
         shuffles: Iterable[ShuffleId] = (),
         nodes: Iterable[NodeId] = (),
         broadcasts: Iterable[int] = (),
+        scopes: Iterable[int] = (),
     ) -> None:
         """The program no longer refers to these.  Safe from finalizers: it only posts an event."""
         if self._stopped:
             return
         gone = tuple(shuffles)
         blobs = tuple(b for b in (self._shuffle_blobs.pop(s, None) for s in gone) if b is not None)
-        self._host.post(Released(gone, tuple(nodes), blobs, tuple(broadcasts)))
+        self._host.post(Released(gone, tuple(nodes), blobs, tuple(broadcasts), tuple(scopes)))
 
     # --- I/O thread ---
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -51,6 +52,7 @@ class _LocalProperties(threading.local):
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self.session = 0  # whose they are
+        self.scope = -1  # of the action that this thread is in
 
 
 _local = _LocalProperties()
@@ -73,6 +75,8 @@ class DriverSession:
         self._used_by_shuffle: weakref.WeakKeyDictionary[ShuffleDependency, dict[int, Any]] = (
             weakref.WeakKeyDictionary()
         )
+        self._scopes = itertools.count()
+        self._counted: dict[NodeId, int] = {}  # node -> the scope of the job that it was made from
         self._unreferenced: deque[BlockRef] = deque()  # blocks of broadcasts that were collected
 
     def _open(self, driver: Driver) -> None:
@@ -135,6 +139,7 @@ class DriverSession:
         node: Node,
         function: Callable[[int, Iterator[Any]], R],
         partitions: Sequence[int] | None = None,
+        scope: int = -1,
     ) -> list[R]:
         """One job; the results in the order of ``partitions`` (None: all)."""
         driver = self._live()
@@ -150,6 +155,8 @@ class DriverSession:
                 pool=properties.get(POOL) or "default",
                 group=properties.get(GROUP),
                 tags=frozenset(filter(None, properties.get(TAGS, "").split(","))),
+                scope=scope if scope >= 0 else _local.scope,
+                counted=self._counted.copy(),
             )
         if used:
             self._keep_for_shuffles(node, used)
@@ -163,17 +170,44 @@ class DriverSession:
         prefetch: bool = False,
     ) -> Iterator[R]:
         """One job per partition, each when it is asked for; ``prefetch`` lets the next run ahead."""
-        if not prefetch:
-            for partition in partitions:
-                yield self.run(node, function, [partition])[0]
-            return
+        scope = next(self._scopes)
         ahead: deque[_Ahead] = deque()
-        for partition in partitions:
-            ahead.append(_Ahead(self, functools.partial(self.run, node, function, [partition])))
-            if len(ahead) > 1:
+        try:
+            for partition in partitions:
+                if not prefetch:
+                    yield self.run(node, function, [partition], scope)[0]
+                    continue
+                ahead.append(_Ahead(self, functools.partial(self.run, node, function, [partition], scope)))
+                if len(ahead) > 1:
+                    yield ahead.popleft().result()
+            while ahead:
                 yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        finally:
+            self._close_scope(scope)
+
+    @contextlib.contextmanager
+    def one_action(self) -> Iterator[int]:
+        """The jobs that this thread runs inside the block are of one scope (scheduler/scopes.py)."""
+        if _local.scope >= 0:
+            yield _local.scope
+            return
+        scope = _local.scope = next(self._scopes)
+        try:
+            yield scope
+        finally:
+            _local.scope = -1
+            if scope not in self._counted.values():
+                self._close_scope(scope)
+
+    def made_from(self, node: Node, scope: int) -> None:
+        """The functions of ``node`` were made from answers of this scope: it is kept as long as the node."""
+        self._counted[node.id] = scope
+        weakref.finalize(node, _scope_gone, weakref.ref(self), node.id, scope).atexit = False
+
+    def _close_scope(self, scope: int) -> None:
+        """Safe from finalizers."""
+        if self._driver is not None:
+            self._driver.release(scopes=(scope,))
 
     def track(self, thing: ShuffleDependency | Node) -> None:
         """Release what executors hold for a shuffle or a persisted node once nothing refers to it."""
@@ -281,6 +315,14 @@ def _data_gone(
     driver = None if found is None else found._driver
     if driver is not None:
         driver.release(shuffles, nodes)
+
+
+def _scope_gone(session: weakref.ref[DriverSession], node: NodeId, scope: int) -> None:
+    """A finalizer: see ``_data_gone``."""
+    found = session()
+    if found is not None:
+        found._counted.pop(node, None)
+        found._close_scope(scope)
 
 
 def _broadcast_gone(session: weakref.ref[DriverSession], bid: int, block: BlockRef) -> None:

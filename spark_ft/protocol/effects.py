@@ -98,6 +98,8 @@ class JobSubmitted:
     tags: frozenset[str] = frozenset()
     properties: Mapping[str, str] = field(default_factory=dict)
     final: bool = False  # what a task of it has done is out in the world when it ends, as with foreach
+    scope: int = -1  # of the action, if that has several jobs (scheduler/scopes.py)
+    rests_on: tuple[int, ...] = ()  # scopes from whose answers its functions were made
 
 
 @record
@@ -113,12 +115,13 @@ class CancelJobs:
 @record
 class Released:
     """The program no longer refers to these: shuffles and stage blobs of collected lineage,
-    unpersisted nodes, broadcasts.  Jobs that still need them keep them until they end."""
+    unpersisted nodes, broadcasts, scopes of actions.  Jobs that still need them keep them until they end."""
 
     shuffles: tuple[ShuffleId, ...] = ()
     nodes: tuple[NodeId, ...] = ()
     blobs: tuple[BlobId, ...] = ()
     broadcasts: tuple[int, ...] = ()
+    scopes: tuple[int, ...] = ()
 
 
 @record

@@ -67,6 +67,10 @@ class ActionsMixin(OrderingMixin[T]):
 
     def take(self, num: int) -> list[T]:
         """The first ``num`` records, from as few partitions as will do: one, then four times as many."""
+        with self.ctx.one_action():
+            return self._taken(num)
+
+    def _taken(self, num: int) -> list[T]:
         taken: list[T] = []
         total = self.getNumPartitions()
         scanned = 0
@@ -116,6 +120,10 @@ class ActionsMixin(OrderingMixin[T]):
             raise ValueError("Sample size cannot be negative.")
         if num > SAMPLE_SIZE_MAX:
             raise ValueError(f"Sample size cannot be greater than {SAMPLE_SIZE_MAX}.")
+        with self.ctx.one_action():
+            return self._sampled(withReplacement, num, seed)
+
+    def _sampled(self, withReplacement: bool, num: int, seed: int | None) -> list[T]:
         total = self.count() if num else 0
         if total == 0:
             return []

@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator, MutableSet, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from spark_ft.errors import ContextInTaskError, UsageError
@@ -69,6 +70,13 @@ class Session(Protocol):
         prefetch: bool = False,
     ) -> Iterator[R]:
         """The same one partition at a time, each when it is asked for; ``prefetch`` runs one ahead."""
+
+    def one_action(self) -> AbstractContextManager[int]:
+        """The jobs that this thread runs inside the block see one content of every shuffle, or the later ones
+        raise JobError (INDETERMINATE_OUTPUT_ROLLBACK)."""
+
+    def made_from(self, node: Node, scope: int) -> None:
+        """The functions of ``node`` were made from the answers of that block: so is every job on it bound."""
 
     def track(self, thing: ShuffleDependency | Node) -> None:
         """Release the data of a shuffle or of a persisted node when the object is collected."""

@@ -64,6 +64,10 @@ class NumericMixin(ActionsMixin[T]):
     def _even_histogram(self, count: int) -> tuple[list[Any], list[int]]:
         if count < 1:
             raise ValueError("number of buckets must be >= 1")
+        with self.ctx.one_action():
+            return self._between_extremes(count)
+
+    def _between_extremes(self, count: int) -> tuple[list[Any], list[int]]:
         found = list(chain.from_iterable(self._run(_extremes)))
         if not found:
             raise ValueError("can not generate buckets from empty RDD")

@@ -103,8 +103,12 @@ class TransformMixin(RDDBase[T]):
         """Each record with its position.  With more than one partition a job counts them first."""
         starts = [0]
         if self.getNumPartitions() > 1:
-            for size in self._run(count_records, range(self.getNumPartitions() - 1)):
-                starts.append(starts[-1] + size)
+            with self.ctx.one_action() as scope:
+                for size in self._run(count_records, range(self.getNumPartitions() - 1)):
+                    starts.append(starts[-1] + size)
+                indexed = self._partitionwise(_IndexFrom(starts))
+                self.ctx.made_from(indexed._node, scope)
+            return indexed
         return self._partitionwise(_IndexFrom(starts))
 
     def zipWithUniqueId(self) -> RDD[tuple[T, int]]:

@@ -199,7 +199,8 @@ class SchedulerCore:
 
     def _replan(self) -> None:
         self.dag.replan()
-        while self.dag.broken:
+        while self.dag.broken or self.dag.scopes.spoilt:
+            self.dag.end_spoilt()
             self.gangs.mend()
             self.dag.replan()
         if self.gangs.breaks or self.gangs.passed or self.gangs.syncs:

@@ -27,6 +27,7 @@ from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks, common, survey
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.map_outputs import MapOutputTracker
+from spark_ft.scheduler.scopes import Scopes
 from spark_ft.scheduler.stage import Stage, why_no_gang
 from spark_ft.scheduler.taskset import Attempt, Mode, Reads, Room, Task, TaskSet
 from spark_ft.scheduler.turn import Turn
@@ -46,6 +47,7 @@ class Job:
         self.blob, self.shuffle_blobs = event.blob, event.shuffle_blobs
         self.result = result
         self.final = event.final
+        self.scope, self.rests_on = event.scope, event.rests_on
         self.partitions = frozenset(event.partitions)
         assert len(self.partitions) == len(event.partitions), "a partition was asked for twice"
         self.active: dict[StageId, Stage] = {}
@@ -83,6 +85,7 @@ class Dag:
         self.suspects: dict[StageId, Stage] = {}  # active stages with ready tasks that need room
         self.ordered: list[Stage] | None = None
         self.unpinned = False  # a job or stage has ended: what only it needed may be released
+        self.scopes = Scopes()
         self.broken: dict[StageId, Stage] = {}  # barrier stages that have lost a member
         self._dirty: dict[StageId, Stage] = {}
         self._next_stage = 0
@@ -100,7 +103,10 @@ class Dag:
             "job_start", job=job.id, name=job.name, group=job.group, tags=sorted(job.tags),
             stages=[*stages, job.result.id],
         )  # fmt: skip
-        if refusal := why_no_gang(job.shape, event.partitions):
+        self.scopes.begin(job)
+        if spoilt := self.scopes.refusal(job):
+            self.end_job(job, spoilt)
+        elif refusal := why_no_gang(job.shape, event.partitions):
             self.end_job(job, JobFailure("BARRIER_CHAIN_NOT_ALLOWED", refusal, job.result.id))
         elif job.partitions:
             self._want(job.result, [job])
@@ -113,6 +119,8 @@ class Dag:
         del self.jobs[job.id]
         self.unpinned = True
         job.settled = failure is None
+        if failure is None and job.scope >= 0:
+            self.scopes.ended_well(job)
         if failure is None and job.stored:
             self.held[job.id] = job
         for stage in list(job.active.values()):
@@ -125,6 +133,15 @@ class Dag:
         # Noted first: whoever waits for the job finds it ended in the status when it wakes.
         self._turn.note("job_end", job=job.id, ok=failure is None, condition=condition)
         self._turn.out.append(FinishJob(job.id, failure))
+
+    def end_spoilt(self) -> None:
+        """Jobs whose scope was spoilt cannot be answered any more."""
+        if not self.scopes.spoilt:
+            return
+        self.scopes.spoilt = False
+        for job in list(self.jobs.values()):
+            if failure := self.scopes.refusal(job):
+                self.end_job(job, failure)
 
     def fail_stage(self, stage: Stage, failure: JobFailure) -> None:
         """The stage cannot be had: every job that needs it ends."""
@@ -139,6 +156,9 @@ class Dag:
         self._turn.note("result_lost", job=job_id, partition=partition, text=text)
         if self.held.pop(job_id, None) is not None:
             self.jobs[job_id] = job
+        if spoilt := self.scopes.refusal(job):
+            self.end_job(job, spoilt)
+            return
         losses = job.losses[partition] = job.losses.get(partition, 0) + 1
         if losses > _RESULT_LOSSES_MAX:
             what = f"the result of partition {partition} was lost {losses} times: {text}"

@@ -51,6 +51,7 @@ def _check_jobs(core: SchedulerCore) -> None:
         pending = {p for p, task in job.result.tasks.tasks.items() if task.state is not State.DONE}
         assert pending == job.partitions - job.delivered, "S2: what is missing is what is being computed"
         assert not job.tainted, "S17: results built on what was rolled back are held as if they counted"
+        assert dag.scopes.refusal(job) is None, "S6: a job sees other data than an earlier one of its action"
         for shuffle, generation in job.sources.items():
             assert core.outputs[shuffle].generation == generation, (
                 "S17: a result of a generation that is gone"
@@ -209,6 +210,7 @@ def check_idle(core: SchedulerCore) -> None:
     """Assert that nothing of any job is left (S28, S29)."""
     dag = core.dag
     assert not dag.jobs and not dag.active and not dag.readers and not dag.delayed
+    assert dag.scopes.is_idle(), "a scope that nobody has closed"
     assert not dag.held, "a job's stored results were never read, nor its functions released"
     assert not core.gangs.syncs and not core.gangs.passed and not core.gangs.breaks and not dag.broken
     assert not core.attempts.queued and not core.attempts.killing

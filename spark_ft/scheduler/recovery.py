@@ -22,7 +22,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 
 from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId, StageId
 from spark_ft.protocol.effects import JobFailure
@@ -150,6 +150,7 @@ class Recovery:
             here = any(outputs.statuses[index] is not None for index in built)
             if here or (built and self._read_by_finished(outputs.shuffle)):  # lost by now, but read before
                 spoilt.append(outputs.shuffle)
+        self._dag.scopes.changed_partition(key)
         for job in [*self._dag.jobs.values(), *self._dag.held.values()]:
             job.tainted = job.tainted or any(rests_on(job.result.tree, p, key) for p in job.delivered)
         what = f"partition {key[1]} of persisted node {key[0]}"
@@ -220,8 +221,9 @@ class Recovery:
             for worker in self._executors.workers.values():
                 self._turn.send(worker.id, DropBlocks(nodes=tuple(nodes)))
 
-    def _taint(self, spoilt: Iterable[ShuffleId]) -> None:
+    def _taint(self, spoilt: Collection[ShuffleId]) -> None:
         """Results that were built from these are whole, but no other can be added to them any more."""
+        self._dag.scopes.changed(spoilt)
         for job in [*self._dag.jobs.values(), *self._dag.held.values()]:
             job.tainted = job.tainted or not job.sources.keys().isdisjoint(spoilt)
 

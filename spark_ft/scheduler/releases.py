@@ -46,6 +46,7 @@ class Releases:
             del self._dag.held[job.id]
         for job in [job for job in self._dag.jobs.values() if job.blob in self.blobs]:
             self._dag.end_job(job, JobFailure("JOB_CANCELLED", "nobody waits for its results any more"))
+        self._dag.scopes.close(event.scopes)
         if event.broadcasts:
             for executor in self._executors.live.values():
                 self._turn.send(executor.id, DropBlocks(broadcasts=event.broadcasts))

@@ -249,3 +249,57 @@ def test_BL_12_a_determinate_cached_partition_that_is_lost_rolls_nothing_back(st
     assert kept.count() == 600 and sorted(pairs.collect()) == expected
     running.log.wait_for("cached", 7)
     assert not running.log.of("cached_indeterminate_recomputed") and not running.log.of("rollback")
+
+
+# --- Actions of several jobs ---
+
+
+def unsettled(running: Running, tmp_path: Path, ids: int = 300):
+    """Random keys; map outputs on three hosts.  What is lost of it comes out different."""
+    spread = Gate(tmp_path / "spread").share(3)
+    source = running.sc.parallelize(range(ids), 6).mapPartitionsWithIndex(spread)
+    return source.mapPartitionsWithIndex(drawn).partitionBy(4).values()
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_BL_5_a_local_iterator_never_goes_on_with_other_data_than_it_began_with(
+    start, tmp_path, prefetch
+) -> None:
+    running = start()
+    dealt = unsettled(running, tmp_path)
+    records = dealt.toLocalIterator(prefetch)
+    next(records)
+    lose_host(running, "host-1")
+    with pytest.raises(JobError) as raised:
+        list(records)
+    assert raised.value.getCondition() == "INDETERMINATE_OUTPUT_ROLLBACK"
+    assert running.log.of("output_replaced") + running.log.of("rollback"), "nothing changed: nothing is shown"
+    assert sorted(dealt.toLocalIterator()) == list(range(300)), "begun anew it is of one piece"
+    wait_until(running.sc._driver._core.dag.scopes.is_idle, what="the end of both scopes")
+
+
+def test_BL_5_indices_are_never_given_to_other_data_than_was_counted(start, tmp_path) -> None:
+    running = start()
+    dealt = unsettled(running, tmp_path)
+    indexed = dealt.zipWithIndex()
+    assert sorted(index for _, index in indexed.collect()) == list(range(300))
+    lose_host(running, "host-2")
+    with pytest.raises(JobError) as raised:
+        indexed.filter(lambda pair: pair[1] >= 0).collect()
+    assert raised.value.getCondition() == "INDETERMINATE_OUTPUT_ROLLBACK"
+    again = dealt.zipWithIndex().collect()
+    assert sorted(index for _, index in again) == sorted(record for record, _ in again) == list(range(300))
+    del indexed, raised
+    wait_until(running.sc._driver._core.dag.scopes.is_idle, what="the end of the scopes")
+
+
+def test_BL_5_an_action_of_several_jobs_over_determinate_data_goes_on_after_a_loss(start, tmp_path) -> None:
+    running = start()
+    spread = Gate(tmp_path / "spread").share(3)
+    source = running.sc.parallelize(range(300), 6).mapPartitionsWithIndex(spread)
+    dealt = source.map(lambda x: (x, x)).partitionBy(4).values()
+    expected, records = dealt.collect(), dealt.toLocalIterator()
+    found = [next(records)]
+    lose_host(running, "host-1")
+    assert found + list(records) == expected
+    assert running.log.of("output_lost"), "nothing was lost: nothing is shown"

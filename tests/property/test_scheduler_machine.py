@@ -6,6 +6,7 @@ met.  So beside ``check_invariants`` after every event these are checked:
 
   * results of one job never mix two contents of one shuffle, however often data was lost, also
     when the program is not deterministic (S6, S17, S18), and cached partitions count as read;
+  * nor do the results of jobs that are of one scope;
   * each accumulator update is merged once (S20), each result delivered once (S1, S3, S4);
   * the notes say why each task was started again, and that each recovery has ended;
   * when the faults stop and executors are there, every job ends and nothing is left (L1, S28).
@@ -103,6 +104,8 @@ class World(Stand):
         self.submitted: set[NodeId] = set()
         self.final: set[JobId] = set()
         self.copied_outputs: dict[tuple[Any, ...], HostId] = {}  # (store, attempt) of a copy -> its host
+        self.scopes: dict[JobId, int] = {}
+        self.scope = 0  # of the action that is under way
         self.unpersisted: set[NodeId] = set()  # nobody promises that these are computed only once
         self.floor = 0  # nodes of earlier programs are below
         self.workers = 0
@@ -365,6 +368,11 @@ def _join(content: Content, other: Content, unpersisted: Collection[NodeId]) -> 
             content["mixed", *(what if isinstance(what, tuple) else (what,))[1:]] = (1,)
 
 
+def _assert_of_one_piece(whole: Content, what: str) -> None:
+    mixed = [key for key in whole if isinstance(key, tuple) and key[0] == "mixed"]
+    assert not mixed, f"S6: {what} was answered from two contents of {mixed}"
+
+
 def _block_missing(block: BlockRef) -> FetchFailed:
     return FetchFailed(ShuffleId(-1), Generation(0), -1, block.host, block.store, "missing", "", block)
 
@@ -464,7 +472,15 @@ class History:
         final = rng.random() < 0.2
         if final:
             world.final.add(job)
-        world.submit(world.lineage, target, chosen, pool=rng.choice("ab"), final=final)
+        scope = world.scopes[job] = world.scope if rng.random() < 0.5 else -1
+        world.submit(world.lineage, target, chosen, pool=rng.choice("ab"), final=final, scope=scope)
+
+    def an_action_ends(self, rng: Random) -> None:
+        """Its jobs have ended, and all their results have been read."""
+        world, dag = self.world, self.world.core.dag
+        if all(job.scope != world.scope for job in [*dag.jobs.values(), *dag.held.values()]):
+            world.do(Released(scopes=(world.scope,)))
+            world.scope += 1
 
     def cancel(self, rng: Random) -> None:
         if self.world.core.dag.jobs:
@@ -736,7 +752,7 @@ class History:
         world = self.world
         self._heal()
         assert not world.core.dag.jobs, f"L1: {world.core.dag.jobs} never end"
-        world.do(Released(blobs=tuple(BlobId(job) for job in world.finished)))
+        world.do(Released(blobs=tuple(BlobId(job) for job in world.finished), scopes=(world.scope,)))
         for _ in range(8):
             self._settle()
         self._check_copies()
@@ -814,18 +830,22 @@ class History:
                 world.tell(executor.worker.id, ExecutorExited(executor.id, 0, 9))
 
     def _check_answers(self) -> None:
-        world = self.world
+        world, scopes = self.world, dict[int, Content]()
         for job, failure in world.finished.items():
             if failure is not None:
                 assert failure.condition in NAMED, failure
                 taken_back = failure.condition != "INDETERMINATE_OUTPUT_ROLLBACK"
-                assert taken_back or job in world.final, "BL-5: results that are held are taken back"
+                scoped = world.scopes[job] >= 0
+                assert taken_back or scoped or job in world.final, "BL-5: results that are held come again"
                 continue
             whole: Content = {}
             for content in world.reads.get(job, {}).values():
                 _join(whole, content, world.unpersisted)
-            mixed = [what for what in whole if isinstance(what, tuple) and what[0] == "mixed"]
-            assert not mixed, f"S6: job {job} was answered from two contents of {mixed}"
+            _assert_of_one_piece(whole, f"job {job}")
+            if (scope := world.scopes[job]) >= 0:
+                _join(scopes.setdefault(scope, {}), whole, world.unpersisted)
+        for scope, whole in scopes.items():
+            _assert_of_one_piece(whole, f"scope {scope}")
         merged = Counter(payload for update in world.accums for _, payload in update)
         assert not [payload for payload, count in merged.items() if count > 1], "S20"
 
@@ -836,7 +856,7 @@ ACTIONS = {  # and how often they come in a long history, in relation to each ot
     "task_starts": 10, "task_runs": 40, "some_tasks_run": 10, "task_fails": 3, "task_cannot_fetch": 2,
     "copies_are_made": 8, "a_copy_fails": 1, "somebody_is_asked_to_leave": 2,
     "who_may_leave_goes": 2,
-    "barrier_is_called": 2,
+    "barrier_is_called": 2, "an_action_ends": 1,
     "killed_tasks_stop": 5, "an_output_rots": 3, "something_is_said_again": 2, "a_zombie_speaks": 2,
     "executor_comes": 8, "executor_dies": 4, "executor_falls_silent": 1, "executor_is_stopped": 1,
     "link_to_an_executor_breaks": 1, "worker_is_lost": 2, "worker_is_replaced": 2,

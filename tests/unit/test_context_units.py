@@ -30,6 +30,7 @@ class FakeDriver:
     made = ()
 
     def __init__(self, settings, environment, observers):
+        self.closed = []
         if settings.master == "bogus":
             raise SettingsError("Could not parse Master URL: 'bogus'")
         self.settings, self.environment, self.observers = settings, environment, observers
@@ -57,7 +58,8 @@ class FakeDriver:
     def drop_block(self, ref, tell=False):
         self.dropped.append((ref.store, ref.key))
 
-    def release(self, shuffles=(), nodes=(), broadcasts=()):
+    def release(self, shuffles=(), nodes=(), broadcasts=(), scopes=()):
+        self.closed += scopes
         self.released += [("shuffle", s) for s in shuffles]
         self.released += [("node", n) for n in nodes] + [("broadcast", b) for b in broadcasts]
 
@@ -261,6 +263,23 @@ def test_run_job_answers_one_flat_list_in_the_order_asked_for(sc):
     assert sc.runJob(rdd, list) == list(range(8))
     with pytest.raises(JobError, match=r"non-existent partition: 4\. Total number of partitions: 4"):
         sc.runJob(rdd, list, [4])
+
+
+def test_the_jobs_of_one_action_are_of_one_scope_that_ends_with_it(sc):
+    numbers = sc.parallelize(range(8), 4)
+    before = len(driver_of(sc).jobs)
+    assert numbers.take(8) == list(range(8))
+    scopes = {job.scope for job in driver_of(sc).jobs[before:]}
+    assert len(driver_of(sc).jobs) - before == 2 and len(scopes) == 1 and scopes == set(driver_of(sc).closed)
+    numbers.count()
+    assert driver_of(sc).jobs[-1].scope == -1
+    indexed = numbers.zipWithIndex()
+    scope = driver_of(sc).jobs[-1].scope
+    indexed.count()
+    assert driver_of(sc).jobs[-1].counted == {indexed._node.id: scope}
+    assert scope not in driver_of(sc).closed
+    del indexed
+    assert scope in driver_of(sc).closed
 
 
 def test_iterating_computes_one_partition_at_a_time(sc):
