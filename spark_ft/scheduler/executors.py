@@ -131,6 +131,11 @@ class ExecutorState:
         )
 
     @property
+    def usable_slots(self) -> int:
+        """How many attempts may run there at once: of one that is excluded, the probe."""
+        return self.slots if self.excluded is None else 1
+
+    @property
     def is_leaving(self) -> bool:
         return self.leaving is not None or self.worker.leaving is not None
 
@@ -230,7 +235,7 @@ class Executors:
 
     def slots(self) -> int:
         """All slots there are, free or not."""
-        return sum(executor.slots for executor in self.live.values() if not executor.doomed)
+        return sum(executor.usable_slots for executor in self.live.values() if not executor.doomed)
 
     def address(self, executor: ExecutorState) -> str:
         """Its host's address, and a number that tells executors of one host apart (nothing listens there)."""

@@ -189,7 +189,7 @@ class Placement:
         room: list[ExecutorState] = []
         for executor in free if idle else ():
             if self._fits(stage, executor):
-                room += [executor] * (executor.slots - len(executor.running))
+                room += [executor] * (executor.usable_slots - len(executor.running))
         if len(room) < wanted:
             if self._executors.slots() >= wanted:
                 free.clear()
@@ -197,7 +197,7 @@ class Placement:
         reads = tuple((shuffle, self._outputs[shuffle].generation) for shuffle in stage.tree.parents)
         for (_, task), executor in zip(sorted(tasks.tasks.items()), room, strict=False):
             self._launch(stage, task, executor, reads, False)
-            if len(executor.running) >= executor.slots:
+            if len(executor.running) >= executor.usable_slots:
                 free.remove(executor)
         yield  # not before: pools take turns here
 

@@ -141,6 +141,30 @@ def test_EX_14_when_all_are_excluded_they_are_probed_at_once_and_then_the_job_en
     )
 
 
+def test_EX_14_BR_3_a_gang_puts_one_member_on_an_excluded_executor_the_probe() -> None:
+    """Found by the simulator: seed 9800019."""
+    stand = Stand(executors=2, slots=2, exclude_stage_tasks=9)
+    prove(stand, "e0")
+    stand.pass_time(6.0)
+    lineage = Lineage()
+    job = stand.submit(lineage, lineage.barrier(lineage.source(3)))
+    assert sorted(task.executor for task in stand.running()) == ["e0", "e1", "e1"]
+    stand.succeed(*of(stand, "e0"))
+    assert not is_excluded(stand, "e0")
+    stand.run(job)
+
+
+def test_EX_14_BR_3_a_gang_that_would_need_more_of_it_than_a_probe_lacks_slots() -> None:
+    stand = Stand(executors=2, slots=2, exclude_stage_tasks=9)
+    prove(stand, "e0")
+    stand.pass_time(6.0)
+    lineage = Lineage()
+    job = stand.submit(lineage, lineage.barrier(lineage.source(4)))
+    assert not stand.running()
+    stand.pass_time(12.0)
+    assert stand.failure(job).condition == "BARRIER_NO_SLOTS"
+
+
 def test_EX_14_switched_off_nobody_is_excluded() -> None:
     stand = Stand(executors=2, exclude_on_failure=False)
     prove(stand, "e0", 3)
