@@ -254,7 +254,9 @@ class Copies:
         """Order copies of what lacks some, as far as makers have room."""
         if self._recovery.places_lost:
             self._recovery.places_lost = False
-            self.look_again = self.look_again or self._settings.replicate_again
+            self.look_again = (
+                self.look_again or self._settings.replicate_again or bool(self._executors.leaving)
+            )
         if self.look_again:
             self.look_again = False
             self._find_lacking()
@@ -399,6 +401,11 @@ class Copies:
             if worker.host in gone and worker.leaving is not None:
                 worker.leaving.moved_s = self._turn.now_s
 
+    def dropped(self) -> None:
+        """A partition in memory is gone: the others of it may be with somebody who leaves (EX-13)."""
+        if self._executors.leaving:
+            self.look_again = True
+
     def is_busy_with(self, host: HostId, executor: Incarnation | None = None) -> bool:
         """Whether something on this host, or in this executor's memory, is still to be moved."""
         return any(
@@ -451,8 +458,7 @@ class Copies:
             for worker in others
             if not self._health.backing_off(worker.host, now_s)
             for source in sources
-            if self._executors.host_is_live(source)
-            and not self._links.is_cut(worker.host, source, now_s)
+            if self._executors.host_is_live(source) and not self._links.is_cut(worker.host, source, now_s)
         ]
         if not pairs:
             self._put_off(item)

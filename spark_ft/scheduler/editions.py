@@ -52,6 +52,7 @@ class Editions:
             if self._blocks.drop_memory(executor.id, (node, partition)):
                 self._turn.note("uncached", node=node, partition=partition, executor=executor.id)
                 self._dag.mark_holders([node])
+                self._copies.dropped()
         for block in end.cached:
             key = block.node, block.partition
             spilled = block.block is not None and key in evicted  # an attempt before this one had computed it

@@ -132,6 +132,27 @@ def test_EX_13_partitions_in_memory_and_on_disk_are_moved_whatever_their_level_w
         assert {hosts <= {"h1"} for hosts in disk_hosts(stand, node).values()} == {True}
 
 
+def test_EX_13_what_is_dropped_elsewhere_meanwhile_is_moved_too() -> None:
+    """Found by the simulator: seed 9900148."""
+    stand = Stand(executors=2, hosts=2)
+    lineage, node = kept(stand, 1, replication=1)
+    (holder,) = stand.core.blocks.held[node][0].memory
+    job = stand.submit(lineage, lineage.source(2))
+    here, there = sorted(stand.running(), key=lambda task: task.executor != holder)
+    host = stand.host_of[here.executor]
+    stand.succeed(there, cached=(in_memory(node, 0),))
+    leave(stand, f"worker-{host}")
+    assert not stand.orders, "another one has it"
+    job = stand.submit(lineage, lineage.source(1))
+    (other,) = [task for task in stand.running() if task is not here]
+    stand.succeed(other, dropped=((node, 0),))
+    stand.succeed(here)
+    assert job in stand.finished and not may_leave(stand, f"worker-{host}")
+    while stand.orders:
+        stand.copy()
+    assert may_leave(stand, f"worker-{host}") and host not in stand.core.blocks.held[node][0].disk
+
+
 def test_EX_13_an_executor_that_leaves_alone_writes_its_memory_down_and_its_host_keeps_everything() -> None:
     stand = Stand(executors=2, hosts=1)
     lineage, shuffle, _ = shuffled(stand)
