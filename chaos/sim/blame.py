@@ -42,7 +42,7 @@ class Blame:
 
     # --- Launches ---
 
-    def launched(self, attempt: Tried, to: Incarnation, running: dict[TaskId, Tried]) -> None:
+    def launched(self, attempt: Tried, to: Incarnation, running: dict[TaskId, Tried], in_gang: bool) -> None:
         """``running``: what it has been given, this attempt included."""
         where = attempt.stage, attempt.partition
         if to in self._soiled:
@@ -51,9 +51,13 @@ class Blame:
         for other in (self._alone.get(to), self._roomy.get(host)):
             if other is not None and not other.ended:
                 raise ViolationError("S15", f"task {attempt.task} is launched beside {other.task}, a suspect")
+        was_used = to in self._used
+        self._used.add(to)
+        if in_gang:
+            return  # it needs the others, whatever it is suspected of
         ooms = self._ooms[where]
         if self._deaths[where] >= self._world.options.settings.max_kills or ooms >= _OOMS_MAX:
-            if to in self._used or len(running) > 1:
+            if was_used or len(running) > 1:
                 raise ViolationError("S15", f"task {attempt.task}, a suspect, is launched on {to}: not fresh")
             self._alone[to] = attempt
         if ooms >= _OOMS_MAX:
@@ -61,7 +65,6 @@ class Blame:
                 if other_id != to and others and self._world.executors[other_id].host == host:
                     raise ViolationError("MEM-1", f"task {attempt.task} has no host for itself: {other_id}")
             self._roomy[host] = attempt
-        self._used.add(to)
 
     # --- Ends ---
 

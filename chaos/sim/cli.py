@@ -92,7 +92,7 @@ _RECOVERIES = (
     "block_lost", "rollback", "results_withdrawn", "result_lost", "speculation", "stalled_task_killed",
     "store_quarantined", "executor_cut_off", "driver_stalled", "executor_adopted", "may_leave",
     "task_out_of_memory", "quarantine", "executor_excluded", "probe_failed", "executor_readmitted",
-    "probe_awaited",
+    "probe_awaited", "gang_broken", "barrier_passed",
 )  # fmt: skip
 # Rows of docs/fault-model.md that a kind of fault plays.
 _ROWS = {

@@ -17,6 +17,7 @@ from chaos.sim.program import Content, Key, Outputs
 from spark_ft.executor.core import ExecutorCore
 from spark_ft.ids import Generation, HostId, Incarnation, ShuffleId, TaskId
 from spark_ft.protocol.effects import (
+    BarrierReached,
     Copy,
     CopyEnded,
     Effect,
@@ -30,6 +31,7 @@ from spark_ft.protocol.effects import (
     Measure,
     Progress,
     Received,
+    ReleaseBarrier,
     RunTask,
     SlotEnded,
     SlotStarted,
@@ -77,7 +79,7 @@ class Run:
 
     __slots__ = (
         "cached", "content", "deaf", "dropped", "ended", "fate", "fresh", "launch", "of", "outputs",
-        "planned_s", "tries",
+        "planned_s", "round", "tries",
     )  # fmt: skip
 
     def __init__(self, of: RunTask) -> None:
@@ -93,6 +95,7 @@ class Run:
         self.ended = False
         self.planned_s = 0.0
         self.tries = 0
+        self.round = 0  # the call of barrier() in which it waits, or has waited last
 
 
 class Executor(Process):
@@ -160,6 +163,8 @@ class Executor(Process):
             case LearnHosts(hosts):
                 self.hosts.update({HostId(host): endpoint for host, endpoint in hosts.items()})
                 self.welcomed = True
+            case ReleaseBarrier():
+                self._go_on(effect)
             case LoadBlob():
                 pass
             case Exit(status):
@@ -310,7 +315,35 @@ class Executor(Process):
         if run.outputs:
             self.last_read = run
             world.reached("read", self)
-        self.own(run.planned_s, self._write, run)
+        if run.launch.task in self.running and run.of.launch.gang and world.rounds_of(run):
+            self._meet(run)
+        else:
+            self.own(run.planned_s, self._write, run)
+
+    # --- Barriers ---
+
+    def _meet(self, run: Run) -> None:
+        """It calls allGather(), and waits until every member has."""
+        run.round += 1
+        self.post(BarrierReached(run.launch.task, run.round, "allGather", str(run.launch.partition)))
+
+    def _go_on(self, told: ReleaseBarrier) -> None:
+        run = self.running.get(told.task)
+        if run is None or run.round != told.round:
+            return
+        if told.error:
+            self._finish(run, UserError("SparkFtError", told.error, f"trace {run.launch.partition}"))
+            return
+        if told.messages != tuple(str(partition) for partition in range(len(run.of.launch.gang))):
+            self.world.violated("BR-4", f"task {told.task} is told {told.messages} by its gang")
+        if run.round < self.world.rounds_of(run):
+            self.own(0.01, self._meet_again, run)
+        else:
+            self.own(run.planned_s, self._write, run)
+
+    def _meet_again(self, run: Run) -> None:
+        if not run.ended:
+            self._meet(run)
 
     def _meets_fate(self, run: Run) -> bool:
         """It fails, dies or hangs if that is what it is to do."""

@@ -8,6 +8,7 @@ from chaos.sim.driver import Handle
 from chaos.sim.program import Provenance, joined
 from chaos.sim.violation import ViolationError
 from spark_ft.protocol.effects import JobFailure
+from spark_ft.scheduler.stage import why_no_gang
 
 if TYPE_CHECKING:
     from chaos.sim.world import World
@@ -72,19 +73,20 @@ def _explained(world: World, handle: Handle, failure: JobFailure) -> bool:
         case "SHUFFLE_DATA_LOST":
             return failures[(where[0], -1, "fetch")] >= settings.stage_max_attempts
         case "STAGE_ABORTED":
-            return failures[(where[0], -1, "fetch")] >= 100
+            return failures[(where[0], -1, "fetch")] >= 100 or world.marks["gang_broken"] >= 100
         case "BLOCK_LOST":
             return blamed >= min(20, settings.max_failures)
         case "INDETERMINATE_OUTPUT_ROLLBACK":
             shuffles, nodes = handle.shape.shuffles.keys(), handle.shape.nodes.keys()
             fickle = shuffles & (lineage.random | lineage.chatty) or nodes & lineage.fickle
             endless = shadow.jobs[handle.job].rollbacks >= 49 or "again and again" in failure.text
-            return bool(fickle) and (handle.final or endless)
+            gang = any(node.barrier for node in handle.shape.nodes.values())
+            return bool(fickle or gang) and (handle.final or endless)
         case _:
-            return _unpeopled(world, failure)
+            return _unpeopled(world, handle, failure)
 
 
-def _unpeopled(world: World, failure: JobFailure) -> bool:
+def _unpeopled(world: World, handle: Handle, failure: JobFailure) -> bool:
     """Nobody was there who could have run it."""
     shadow = world.shadow
     match failure.condition:
@@ -93,6 +95,10 @@ def _unpeopled(world: World, failure: JobFailure) -> bool:
             if shadow.empty_since_s is not None:
                 empty_s = max(empty_s, world.clock.now_s - shadow.empty_since_s)
             return empty_s >= world.options.settings.no_resources_timeout_s - 1.0
+        case "BARRIER_NO_SLOTS":
+            return handle.job in shadow.short_of
+        case "BARRIER_CHAIN_NOT_ALLOWED":
+            return bool(why_no_gang(handle.shape, handle.partitions))
         case "EXECUTOR_CRASH_LOOP":
             return bool(world.bad_starts_until)
         case "ALL_EXECUTORS_EXCLUDED":

@@ -47,6 +47,7 @@ class Options:
     persisted: float = 0.25  # share of nodes
     fickle: float = 0.0  # share of persisted nodes that come out different each time
     replicated: float = 0.0  # share of persisted nodes that are to be on two hosts
+    barrier: float = 0.0  # share of nodes whose tasks are a gang
     poison: float = 0.0  # chance that a program has a partition that always fails
     chain: float = 0.0  # share of nodes that are a shuffle of the one before
     reading_s: float = 0.001  # until the user's thread reads the results of a job that has ended
@@ -86,6 +87,8 @@ def draw(rng: Random) -> Options:
         launch_ack_s=rng.choice([2.0, 5.0]),
         stall_timeout_s=rng.choice([0.0, 3.0, 60.0]),
         task_timeout_s=rng.choice([0.0, 0.0, 0.0, 8.0]),
+        barrier_check_interval_s=rng.choice([1.0, 10.0]),
+        barrier_sync_timeout_s=rng.choice([5.0, 1000.0]),
         exclude_timeout_s=rng.choice([3600.0, 3600.0, 8.0]),
     )
     managed = rng.random() < 0.8
@@ -112,6 +115,7 @@ def draw(rng: Random) -> Options:
         fickle=rng.choice([0.0, 0.0, 0.5]),
         replicated=rng.choice([0.0, 0.0, 0.5]),
         poison=rng.choice([0.0, 0.0, 0.0, 0.5]),
+        barrier=rng.choice([0.0, 0.0, 0.3]),
         chain=rng.choice([0.0, 0.0, 0.8]),
         reading_s=rng.choice([0.001, 0.001, 2.0]),
         stored=rng.choice([0.0, 0.3]),

@@ -101,10 +101,18 @@ class Lineage:
         preferred: Mapping[int, tuple[HostId, ...]] | None = None,
         persisted: bool = False,
         replication: int = 1,
+        barrier: bool = False,
     ) -> NodeId:
         id = NodeId(len(self.nodes))
         self.nodes[id] = NodeShape(
-            id, count, narrow, shuffles, persisted, preferred or {}, replication=replication
+            id,
+            count,
+            narrow,
+            shuffles,
+            persisted,
+            preferred or {},
+            replication=replication,
+            barrier=barrier,
         )
         return id
 
@@ -129,6 +137,16 @@ class Lineage:
                 shuffles[shuffle] = self.shuffles[shuffle]
                 stack.append(self.shuffles[shuffle].parent)
         return LineageShape(target, nodes, shuffles)
+
+    def may_be_gang(self, node: NodeId) -> bool:
+        """Whether all that one task of it computes has as many partitions (SPARK-24820)."""
+        count, stack = self.nodes[node].partition_count, [node]
+        while stack:
+            below = self.nodes[stack.pop()]
+            if below.partition_count != count:
+                return False
+            stack.extend(narrow.parent for narrow in below.narrow)
+        return True
 
     def keeps_something(self, shuffle: ShuffleId) -> bool:
         """Whether a map task of this shuffle computes anything that is persisted."""
@@ -303,9 +321,10 @@ def grow(lineage: Lineage, options: Options, rng: Random) -> range:
                 shuffles = tuple(_shuffle(lineage, options, rng, n, count) for n in (node, other))
         if count > 2 * width:
             continue
-        id = lineage.add(
-            count, narrow, shuffles, preferred, kept, 2 if rng.random() < options.replicated else 1
-        )
+        copies = 2 if rng.random() < options.replicated else 1
+        below = lineage.may_be_gang(node) if kind == "map" else kind in ("source", "reduce", "join")
+        gang = below and rng.random() < options.barrier
+        id = lineage.add(count, narrow, shuffles, preferred, kept, copies, gang)
         if kept and rng.random() < options.fickle:
             lineage.fickle.add(id)
         if kept and rng.random() < 0.3:

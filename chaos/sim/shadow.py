@@ -174,6 +174,8 @@ class Shadow:
         self._to_adopt: list[MapStatus] = []
         self._unreached: Counter[tuple[ShuffleId, int, TaskId]] = Counter()  # reads of an output in vain
         self._leaving: set[Incarnation] = set()  # workers
+        self._gangs: dict[int, tuple[set[int], int]] = {}  # launched in this step: partitions, members
+        self.short_of: set[JobId] = set()  # jobs that have ended because a gang had no slots, and so it was
         self.nobody_left = False  # a job has ended because everybody was excluded, and so it was
         self._left: list[Tried] = []  # what the executor that was given up last had been given
         self._counted: list[Tried] = []  # … of that, what counted
@@ -348,6 +350,8 @@ class Shadow:
             if self._to_adopt:
                 self._check_adopted()
         self._last_task = self._newest_task
+        if self._gangs:
+            self._check_gangs()
         if self._touched:
             self._check_slots()
         if self._rolled_back:
@@ -482,6 +486,9 @@ class Shadow:
             raise ViolationError("S6", f"a task is to write an old generation of shuffle {shuffle}")
         inputs = tuple((read.shuffle, read.generation) for read in message.inputs)
         running = self._running[to]
+        if message.gang:
+            known, _ = self._gangs.setdefault(message.stage, (set(), len(message.gang)))
+            known.update(launch.partition for launch in message.tasks)
         for launch in message.tasks:
             if launch.task in self.attempts or launch.task <= self._last_task:
                 raise ViolationError("S19", f"task id {launch.task} is used again")
@@ -491,7 +498,7 @@ class Shadow:
             )
             self.attempts[launch.task] = running[launch.task] = attempt
             self._count(attempt)
-            self._world.blame.launched(attempt, to, running)
+            self._world.blame.launched(attempt, to, running, bool(message.gang))
             self._world.excluded.launched(attempt, to)
             if shuffle is not None and not launch.speculative:
                 status = self._registered.get(shuffle, {}).get(launch.partition)
@@ -685,6 +692,12 @@ class Shadow:
         job = self.jobs[effect.job]
         if job.finished:
             raise ViolationError("S4", f"job {effect.job} ends twice")
+        if effect.failure is not None and effect.failure.condition == "BARRIER_NO_SLOTS":
+            widest = max(n.partition_count for n in job.shape.nodes.values() if n.barrier)
+            excluded = self._world.excluded.until_s
+            slots = {id: 1 if id in excluded else n for id, n in self.live.items() if id not in self.away}
+            if sum(slots.values()) < widest:
+                self.short_of.add(effect.job)
         if effect.failure is not None and effect.failure.condition == "ALL_EXECUTORS_EXCLUDED":
             self.nobody_left = self._world.excluded.is_everybody()
         if effect.failure is None and job.delivered.keys() != job.partitions:
@@ -749,6 +762,13 @@ class Shadow:
             self.empty_since_s = now_s
 
     # --- Sums ---
+
+    def _check_gangs(self) -> None:
+        """All members of a gang are launched in one turn, and count, or none is (S33)."""
+        for stage, (launched, members) in self._gangs.items():
+            if len(launched) != members:
+                raise ViolationError("S33", f"{len(launched)} of {members} tasks of barrier stage {stage}")
+        self._gangs.clear()
 
     def _check_slots(self) -> None:
         live = self._core.executors.live

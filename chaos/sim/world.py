@@ -307,6 +307,10 @@ class World:
         factor = max(self.slow.get(executor.machine, 1.0), self.slow.get(executor.me, 1.0))
         return min(whole_s * factor, 20.0)
 
+    def rounds_of(self, run: Run) -> int:
+        """How often the tasks of its stage meet."""
+        return self.draw(10, run.of.launch.stage) % 3 if run.of.launch.gang else 0
+
     def fate_of(self, executor: Executor, run: Run) -> tuple[str, bool]:
         """How an attempt that begins now is to fail, and whether it is deaf to interrupts."""
         root = self.root_of(run.of.launch)
