@@ -187,7 +187,9 @@ class Placement:
         assert tasks is not None and tasks.mode is Mode.OPEN and not tasks.running
         wanted = len(tasks.tasks)
         room: list[ExecutorState] = []
-        for executor in free if idle else ():
+        # Those on which its tasks keep failing come last: it may need them all the same.
+        wary = bool(tasks.failed_on)
+        for executor in sorted(free, key=lambda e: wary and self._keeps_failing(tasks, e)) if idle else ():
             if self._fits(stage, executor):
                 room += [executor] * (executor.usable_slots - len(executor.running))
         if len(room) < wanted:
@@ -206,7 +208,13 @@ class Placement:
             return False  # a killed reader may still put rolled-back data into its memory
         if self._quarantine.active and not self._quarantine.allows(executor):
             return False
-        if stage.tasks is not None and stage.tasks.failed_on and self._keeps_failing(stage.tasks, executor):
+        tasks = stage.tasks
+        if (
+            tasks is not None
+            and tasks.failed_on
+            and not stage.tree.barrier
+            and self._keeps_failing(tasks, executor)
+        ):
             return False
         if self._links and stage.tree.parents:
             host, now_s = executor.host, self._turn.now_s

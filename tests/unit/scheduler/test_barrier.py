@@ -148,6 +148,20 @@ def test_BR_3_slots_that_vanish_while_the_gang_waits_end_it_and_slots_that_come_
     assert stand.finished == {busy: None, job: None}
 
 
+def test_BR_3_EX_14_a_gang_that_needs_executors_on_which_it_keeps_failing_has_them() -> None:
+    """Found by the simulator: seed 9920116."""
+    lineage, stand = Lineage(), Stand(executors=4, exclude_stage_tasks=1, exclude_app_tasks=9)
+    job = stand.submit(lineage, lineage.barrier(lineage.source(3)))
+    bad: set[str] = set()
+    for _ in range(2):
+        task = next(task for task in stand.running() if task.executor not in bad)
+        bad.add(task.executor)
+        stand.fail(task)
+        stand.kill_answers()
+    assert len(stand.running()) == 3, "two executors are left on which none has failed"
+    stand.run(job)
+
+
 def test_BR_3_a_chain_that_is_no_gang_is_refused() -> None:
     lineage, stand = Lineage(), Stand(executors=3)
     gang = lineage.barrier(lineage.source(2))
