@@ -315,7 +315,9 @@ class Ends:
         progress = sum(job.progress for job in stage.jobs.values())
         trouble.in_vain = trouble.in_vain + 1 if trouble.mark == progress else 1
         trouble.mark = progress
-        if attempt.room >= Room.ALONE and self._convicts(attempt, certain and suspected):
+        convicted = attempt.room >= Room.ALONE and self._convicts(attempt, certain and suspected)
+        # In a gang it cannot be tried alone.
+        if convicted or (stage.tree.barrier and trouble.deaths > limit):
             self._fail(attempt, "POISON_TASK", f"{_poison(attempt, death)}: {why}")
             return
         if trouble.deaths >= limit or trouble.in_vain >= limit:

@@ -162,6 +162,21 @@ def test_BR_3_EX_14_a_gang_that_needs_executors_on_which_it_keeps_failing_has_th
     stand.run(job)
 
 
+def test_BR_1_TK_5_a_member_that_ends_its_process_each_time_costs_no_more_than_three() -> None:
+    """Found by the simulator: seed 9930088."""
+    lineage, stand = Lineage(), Stand(executors=2, max_failures=9)
+    job = stand.submit(lineage, lineage.barrier(lineage.source(2)))
+    deaths = 0
+    while job not in stand.finished:
+        task = stand.one(0)
+        stand.start(task)
+        stand.exit(task.executor, running=(task.task,), signal=11)
+        stand.kill_answers()
+        stand.add_executor("h0")
+        deaths += 1
+    assert deaths == 3 and stand.failure(job).condition == "POISON_TASK"
+
+
 def test_BR_3_a_chain_that_is_no_gang_is_refused() -> None:
     lineage, stand = Lineage(), Stand(executors=3)
     gang = lineage.barrier(lineage.source(2))
