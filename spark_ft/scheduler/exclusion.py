@@ -87,7 +87,9 @@ class Exclusion:
 
     def _prove(self, executor: ExecutorState, evidence: Evidence) -> None:
         oldest_s = self._turn.now_s - self._settings.exclude_timeout_s
-        known = [e for e in self.evidence.get(executor.id, ()) if e.at_s >= oldest_s]
+        # What an exclusion rests on stays for as long as that does (S31).
+        out = executor.excluded is not None
+        known = [e for e in self.evidence.get(executor.id, ()) if e.at_s >= oldest_s or out]
         self.evidence[executor.id] = [*known, evidence]
         if self._is_guilty(executor) and executor.excluded is None:
             self._exclude(executor, evidence.text)

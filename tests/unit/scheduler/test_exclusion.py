@@ -169,3 +169,23 @@ def test_EX_14_switched_off_nobody_is_excluded() -> None:
     stand = Stand(executors=2, exclude_on_failure=False)
     prove(stand, "e0", 3)
     assert not stand.noted("executor_excluded")
+
+
+def test_S31_evidence_stays_for_as_long_as_the_exclusion_that_rests_on_it() -> None:
+    stand = Stand(
+        executors=2, prefetch_tasks=2, exclude_stage_tasks=9, exclude_timeout_s=3.0, speculation=False,
+        max_failures=4,
+    )  # fmt: skip
+    lineage = Lineage()
+    job = stand.submit(lineage, lineage.source(6))
+    first, second, third = of(stand, "e0")
+    stand.fail(first)
+    stand.fail(second)
+    while not is_excluded(stand, "e0"):
+        stand.succeed(next(task for task in of(stand, "e1")))
+    stand.pass_time(3.5)
+    stand.fail(third)  # it had begun before
+    while job not in stand.finished:
+        stand.succeed(next(task for task in stand.running() if task.executor == "e1"))
+        stand.core.check_invariants()
+    assert is_excluded(stand, "e0")
