@@ -17,6 +17,7 @@ SCALE   ?= 1
 RUNS_OF_CHAOS ?= 20
 
 PYTEST  := $(BIN)/python -m pytest
+TWO     := -n 2 --dist loadfile
 SEEDED  := $(if $(SEED),--hypothesis-seed=$(SEED),)
 
 # Every process of an application imports the package: with compiled modules that takes half the time.
@@ -51,10 +52,11 @@ check: $(STAMP)  ## lint, types (strict), and the rules of the house
 # Unit tests run executors' code in one process, with the hash seed of executors: the same every time.
 # All other tests run as a user's program does, with whatever seed comes.
 test: check test-unit  ## check, then unit, property, simulation, cluster and chaos tests: under ten minutes on two cores
-	$(PYTEST) -q tests/property tests/simulation tests/cluster tests/chaos
+	$(PYTEST) -q $(TWO) tests/property tests/simulation
+	$(PYTEST) -q $(TWO) tests/cluster tests/chaos
 
 test-unit: $(STAMP)  ## no processes, no sockets, no sleeps
-	PYTHONHASHSEED=0 $(PYTEST) -q tests/unit
+	PYTHONHASHSEED=0 $(PYTEST) -q $(TWO) tests/unit
 
 property: $(STAMP)  ## random programs against the plain-list oracle, state machines over the cores
 	$(PYTEST) -q tests/property $(SEEDED)
