@@ -95,8 +95,10 @@ class Departures:
             late = now_s - notice.since_s >= (notice.until_s - notice.since_s) / 2
             for executor in _executors(leaver):
                 for attempt in executor.running.values():
-                    tasks = attempt.stage.tasks
+                    stage, tasks = attempt.stage, attempt.stage.tasks
                     if not attempt.counts or attempt.started_s is None or tasks is None:
+                        continue
+                    if stage.tree.barrier:  # a gang has no twins: it runs again when it is broken
                         continue
                     if late or attempt.started_s + tasks.usual_s > notice.until_s:
                         tasks.hurry(attempt.task)

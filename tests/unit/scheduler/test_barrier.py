@@ -1,7 +1,7 @@
 """Gangs: all tasks of a barrier stage at once, or none (rows BR)."""
 
 from spark_ft.ids import ShuffleId, TaskId
-from spark_ft.protocol.messages import BarrierReleased, BarrierSync, HostError, KillTask
+from spark_ft.protocol.messages import BarrierReleased, BarrierSync, HostError, KillTask, Leaving
 from tests.builders import Launched, Lineage, Stand, current_generation
 
 
@@ -52,6 +52,17 @@ def test_S_33_a_gang_has_no_twins_and_is_not_called_stalled() -> None:
     stand.pass_time(200.0)
     assert stand.running() == [slow] and not stand.kinds()["task_stalled"]
     stand.succeed(slow)
+    assert stand.finished[job] is None
+
+
+def test_EX_13_S_33_a_member_on_a_leaving_executor_has_no_twin_either() -> None:
+    lineage, stand = Lineage(), Stand(executors=3, speculation=True)
+    job = stand.submit(lineage, lineage.barrier(lineage.source(2)))
+    stand.start(*stand.running())
+    stand.tell(stand.one(0).executor, Leaving(10.0))
+    stand.pass_time(8.0)
+    assert len(stand.running()) == 2
+    stand.run(job)
     assert stand.finished[job] is None
 
 
