@@ -212,6 +212,7 @@ class Placement:
         if (
             tasks is not None
             and tasks.failed_on
+            and tasks.mode is Mode.OPEN  # else a task may be bound to the one memory that holds its input
             and not stage.tree.barrier
             and self._keeps_failing(tasks, executor)
         ):

@@ -623,6 +623,26 @@ def test_BL_11_only_the_lost_cached_partitions_are_computed_again() -> None:
     assert stand.starts(shuffle) == {0: 2, 1: 2}
 
 
+def test_BL_11_EX_14_tasks_bound_to_one_memory_go_on_there_although_several_have_failed_there() -> None:
+    stand = Stand(executors=3, slots=4, exclude_stage_tasks=2)
+    lineage, node, shuffle = cached_job(stand, count=6)
+    stand.exit("e0")
+    for index in range(2):
+        output = stand.core.outputs[shuffle].statuses[index]
+        assert output is not None
+        stand.core.recovery.location_lost(output, "missing")
+    job = stand.submit(lineage, lineage.map(node))
+    bound = [task for task in stand.running() if task.message.blob == BlobId(job) and task.executor == "e1"]
+    assert len(bound) >= 2
+    for task in bound:
+        stand.fail(task)
+    stand.pass_time(6.0)
+    again = [task for task in stand.running() if task.message.blob == BlobId(job)]
+    assert {task.partition for task in bound} <= {task.partition for task in again if task.executor == "e1"}
+    stand.run(job)
+    assert stand.finished[job] is None
+
+
 def test_BL_11_a_task_goes_where_its_partition_is_cached_and_waits_for_it_a_while() -> None:
     stand = Stand(executors=2, locality_wait_s=3.0)
     lineage, node, _ = cached_job(stand, count=4)
