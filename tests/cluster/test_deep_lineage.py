@@ -125,8 +125,9 @@ def test_BL_16_two_hundred_lost_shuffles_are_made_again_from_the_first_on(start)
     for stores in (running.sc._driver.scratch / "hosts").glob("*/stores"):
         shutil.rmtree(stores)
         stores.mkdir()
-    for worker in {psutil.Process(pid).ppid() for pid in running.executor_pids()}:
-        running.kill(worker)  # whoever has a store open would still read it
+    executors = running.executor_pids()
+    for pid in [*{psutil.Process(pid).ppid() for pid in executors}, *executors]:
+        running.kill(pid)  # whoever has a store open would still read it
     assert sorted(rdd.collect()) == expected
     assert made_outputs(running) - made == made, "each lost output is made again, once"
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from operator import add
@@ -205,7 +206,7 @@ def test_EX_6_a_task_answers_for_no_executor_that_died_before_it_came(start, tmp
     assert running.starts("result") == Counter({0: 2})
 
 
-def test_EX_6_a_cluster_that_stays_empty_ends_the_job_by_name(start, tmp_path) -> None:
+def test_EX_6_a_cluster_that_stays_empty_ends_the_job_by_name(start, tmp_path, monkeypatch) -> None:
     running = start("local-cluster[2,1,256]", spark_ft_noResourcesTimeout="1s", **QUICK_LOSS)
     gate = Gate(tmp_path / "gate")
     running.log.wait_for("executor_added", 2)
@@ -213,8 +214,9 @@ def test_EX_6_a_cluster_that_stays_empty_ends_the_job_by_name(start, tmp_path) -
     action = Action(numbers.collect)
     wait_until(lambda: len(gate.arrivals()) == 2, what="both tasks")
     executors = running.executor_pids()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python-is-gone"))  # nobody can be started anew
     for worker in running.log.of("worker_added"):
-        running.kill(worker["pid"], signal.SIGSTOP)  # nobody puts another in a dead one's place
+        running.kill(worker["pid"])
     for pid in executors:
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(NoExecutors) as caught:
