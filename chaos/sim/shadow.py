@@ -223,9 +223,15 @@ class Shadow:
                 if worker not in self.fenced:
                     self.workers.setdefault(worker, host)
             case StoresServed() if sender in self.workers:
-                self.awaited.discard(self.workers[sender])
+                self._served(self.workers[sender], message)
             case _:
                 pass
+
+    def _served(self, host: HostId, served: StoresServed) -> None:
+        self.awaited.discard(host)
+        for output in served.outputs:
+            if output.store not in served.executors:  # a store bears the name of its writer, which is dead
+                self._world.excluded.adopted(Incarnation(output.store), output.attempt)
 
     def _exited(self, exited: ExecutorExited) -> None:
         self.dead.add(exited.executor)
