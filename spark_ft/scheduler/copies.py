@@ -128,6 +128,11 @@ class Copies:
         self._links.forget_host(host)
         self.look_again = True
 
+    def worker_came(self) -> None:
+        """A worker is known by an executor of its own, before its hello: who leaves waits for it (EX-13)."""
+        if self.moving:
+            self.look_again = True
+
     def maker_lost(self, maker: Incarnation) -> None:
         """A worker or an executor is gone with its orders."""
         for number in [n for n, flight in self.flying.items() if flight.maker == maker]:
@@ -438,14 +443,10 @@ class Copies:
     def _choose(
         self, item: Item, holders: set[HostId], sources: list[HostId]
     ) -> tuple[WorkerState, HostId] | None:
-        """Who is to make the copy, and from which host it reads.  With nobody now it waits, and with nobody
-        at all it is looked at when a host comes."""
+        """Who is to make the copy, and from which host it reads.  With nobody now, or nobody who has said
+        hello, it waits, and with nobody at all it is looked at when a host comes."""
         now_s = self._turn.now_s
-        others = [
-            w
-            for w in self._executors.workers.values()
-            if w.has_spoken and w.leaving is None and w.host not in holders
-        ]
+        others = [w for w in self._executors.workers.values() if w.leaving is None and w.host not in holders]
         if not others:
             del self.lacking[item]
             if not self._told_short:
@@ -456,7 +457,7 @@ class Copies:
         pairs = [
             (self._load.get(worker.id, 0), self._given.get(worker.id, 0), worker.id, worker, source)
             for worker in others
-            if not self._health.backing_off(worker.host, now_s)
+            if worker.has_spoken and not self._health.backing_off(worker.host, now_s)
             for source in sources
             if self._executors.host_is_live(source) and not self._links.is_cut(worker.host, source, now_s)
         ]

@@ -119,6 +119,8 @@ class Liveness:
                 self._turn.out.append(ClosePeer(sender, True, refusal))
                 self._executors.fence(sender)
                 return
+            if hello.worker not in self._executors.workers:
+                self._copies.worker_came()
             worker = self._executors.worker(hello.worker, hello.host, now_s)
             executor = ExecutorState(
                 sender, worker, hello.host, hello.pid, hello.slots, self._settings.prefetch_tasks, now_s

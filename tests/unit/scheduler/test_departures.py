@@ -153,6 +153,29 @@ def test_EX_13_what_is_dropped_elsewhere_meanwhile_is_moved_too() -> None:
     assert may_leave(stand, f"worker-{host}") and host not in stand.core.blocks.held[node][0].disk
 
 
+def test_EX_13_a_host_whose_worker_has_not_said_hello_yet_is_waited_for() -> None:
+    """Found by the simulator: seed 4101661."""
+    for told_first in (False, True):
+        stand = Stand(executors=1, hosts=1)
+        lineage, node = kept(stand, 1, replication=1, on_disk=True)
+        _, shuffle, _ = shuffled(stand, maps=1)
+        job = stand.submit(lineage, lineage.source(1))
+        task = stand.one(0)
+        if told_first:
+            leave(stand, "worker-h0")
+        stand.add_executor("h1")
+        if not told_first:
+            leave(stand, "worker-h0")
+        stand.succeed(task)
+        stand.pass_time(2.0)
+        assert job in stand.finished and not stand.orders
+        assert not may_leave(stand, "worker-h0"), "somebody is there who can take it"
+        stand.add_worker("h1")
+        stand.copy()
+        assert may_leave(stand, "worker-h0")
+        assert disk_hosts(stand, node) == {0: {"h1"}} and replicas(stand, shuffle) == [{"h1"}]
+
+
 def test_EX_13_an_executor_that_leaves_alone_writes_its_memory_down_and_its_host_keeps_everything() -> None:
     stand = Stand(executors=2, hosts=1)
     lineage, shuffle, _ = shuffled(stand)
