@@ -22,9 +22,10 @@ class Excluded:
         self._world = world
         self.until_s: dict[Incarnation, float] = {}
         self._failed: dict[Incarnation, set[tuple[int, int]]] = {}  # tasks that failed there
-        self._proved: dict[Incarnation, set[tuple[int, int]]] = {}  # … and have ended well elsewhere since
+        # … and have ended well elsewhere since, and when
+        self._proved: dict[Incarnation, dict[tuple[int, int], float]] = {}
         self._probes: dict[Incarnation, Tried] = {}
-        self._well: set[Incarnation] = set()  # whose probe has ended well
+        self._well: dict[Incarnation, float] = {}  # whose probe has ended well, and when
 
     def is_everybody(self) -> bool:
         live = self._world.shadow.live
@@ -61,30 +62,36 @@ class Excluded:
 
     def _succeeded(self, attempt: Tried, where: tuple[int, int], is_probe: bool) -> None:
         if is_probe:
-            self._well.add(attempt.executor)
+            self._well[attempt.executor] = self._world.clock.now_s
         for executor, failed in self._failed.items():
             if where in failed:
                 failed.discard(where)
                 if executor != attempt.executor:
-                    self._proved.setdefault(executor, set()).add(where)
+                    self._proved.setdefault(executor, {})[where] = self._world.clock.now_s
 
     # --- What the driver notes ---
 
     def excluded(self, fields: Any) -> None:
         executor, settings = fields["executor"], self._world.options.settings
-        proved = len(self._proved.get(executor, ()))
+        now_s = self._world.clock.now_s
+        proofs = self._proved.get(executor, {}).values()
+        proved = sum(at_s >= now_s - settings.exclude_timeout_s for at_s in proofs)
         if fields["why"] != "its host is excluded" and proved < settings.exclude_app_tasks:
             raise ViolationError("S31", f"{executor} is excluded, and {proved} tasks speak against it")
-        self.until_s[executor] = self._world.clock.now_s + min(_BACKOFF_S, settings.exclude_timeout_s)
+        self.until_s[executor] = now_s + min(_BACKOFF_S, settings.exclude_timeout_s)
         self._probes.pop(executor, None)
-        self._well.discard(executor)
+        self._well.pop(executor, None)
 
     def probe_failed(self, fields: Any) -> None:
         self.until_s[fields["executor"]] = self._world.clock.now_s + fields["again_s"]
 
     def readmitted(self, executor: Incarnation) -> None:
-        host = self._world.executors[executor].host
-        if not any(self._world.executors[other].host == host for other in self._well):
+        """Its probe has just ended well, or one of its host has: that clears the host, and not this executor
+        of what speaks against itself."""
+        host, now_s = self._world.executors[executor].host, self._world.clock.now_s
+        well = [other for other, at_s in self._well.items() if at_s == now_s]
+        if not any(self._world.executors[other].host == host for other in well):
             raise ViolationError("EX-14", f"{executor} takes tasks again, and no probe has ended well")
         del self.until_s[executor]
-        self._proved.pop(executor, None)
+        if executor in well:
+            self._proved.pop(executor, None)
