@@ -399,7 +399,8 @@ class Nemesis:
         draw, delay_s = rng.getrandbits(32), rng.choice([0.01, 0.2, 1.0])
 
         def strike(_: None) -> None:
-            (self.took if again(Random(draw)) else self.idle)[kind] += 1
+            took = not self.world.healed and again(Random(draw))
+            (self.took if took else self.idle)[kind] += 1
 
         def wait(_: Process | None) -> None:
             self.world.clock.after(delay_s, strike)

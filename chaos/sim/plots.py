@@ -55,7 +55,8 @@ class Plots(Nemesis):
         ways = rng.choice([[there], [back], [there, back]])
 
         def cut(_: None) -> None:
-            self._hold("late_answer", ways, settings.lost_after_s * 2)
+            if not self.world.healed:
+                self._hold("late_answer", ways, settings.lost_after_s * 2)
 
         self.world.clock.after(wait_s, cut)
 

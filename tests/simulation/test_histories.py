@@ -12,12 +12,14 @@ import sys
 import pytest
 
 from chaos.sim.cli import Sums, explain, play_all
-from chaos.sim.options import FAULTS
+from chaos.sim.faults import Decision
+from chaos.sim.options import FAULTS, Options
 from chaos.sim.run import simulate
 from chaos.sim.scenarios import spark_23207
 from chaos.sim.shrink import shrink
 from spark_ft.scheduler.executors import Executors
 from spark_ft.scheduler.map_outputs import ShuffleOutputs
+from spark_ft.settings import Settings
 
 HISTORIES = int(os.environ.get("SPARK_FT_SIM_HISTORIES", "2500"))
 BASE = int(os.environ.get("SPARK_FT_SIM_SEED") or random.SystemRandom().randrange(1 << 40))
@@ -53,6 +55,16 @@ def test_each_kind_of_fault_takes_effect_somewhere(batch: Sums):
 def test_jobs_end_in_many_ways_most_of_them_well(batch: Sums):
     assert batch.jobs["ok"] > sum(batch.jobs.values()) / 2
     assert {"JOB_CANCELLED", "TASK_FAILED", "POISON_TASK", "NO_RESOURCES"} <= batch.jobs.keys()
+
+
+@pytest.mark.parametrize("draw", range(8))
+def test_nothing_is_broken_any_more_once_the_faults_have_stopped(draw: int):
+    options, worlds = Options(Settings(), horizon_s=3.0), []
+    late = [Decision(0, 1.0, "submit", 1), Decision(1, 2.9, "late_answer", draw)]
+    outcome = simulate(4, options=options, decisions=late, prepare=worlds.append)
+    assert not outcome.violations
+    assert outcome.virtual_s > 3.0 + 2.5 * options.settings.heartbeat_interval_s
+    assert all(at_s <= 3.0 for at_s in worlds[0].network.trouble_s.values())
 
 
 _TELL = """
