@@ -19,6 +19,7 @@ Invariants
   * at most ``_A_MAKER`` orders are with one maker; each maker is live.
   * a copy counts only if what it was made of still counts, or the same bytes do, when word of it comes:
     a rolled-back or recomputed item never gets an old copy back (S17, S18).
+  * nor does it count in a store that is in quarantine (S7); its maker is asked for no more (BL-10).
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class Copies:
         self._load: dict[Incarnation, int] = {}  # orders with each maker
         self._given: dict[Incarnation, int] = {}  # ever, so that copies spread
         self._next = 0
+        self._barred: set[Incarnation] = set()  # makers whose store has been given up
         self._told_short = False
         self._staying: set[HostId] = set()  # of this turn
         self.look_again = False  # hosts have come or gone, or something was lost: look at everything
@@ -139,6 +141,7 @@ class Copies:
             flight = self._landed(number)
             self._want(flight.item)
         self._given.pop(maker, None)
+        self._barred.discard(maker)
 
     def made(self, sender: Incarnation, told: CopyMade) -> None:
         """An order's end."""
@@ -193,7 +196,7 @@ class Copies:
         item = flight.item
         if isinstance(item, OutputItem):
             outputs, copy = self._outputs.get(item.shuffle), told.output
-            if outputs is None or copy is None or not self._executors.host_is_live(copy.host):
+            if outputs is None or copy is None or not self._may_count(flight, copy):
                 return False
             if not outputs.add_copy(copy):
                 return False
@@ -215,7 +218,7 @@ class Copies:
                 return False
         else:
             known = any(_same_bytes(held, ref) for held in holding.disk.values())
-        if not known or not self._executors.host_is_live(ref.host) or ref.store in self._health.quarantined:
+        if not known or not self._may_count(flight, ref):
             return False
         self._blocks.add(flight.maker, block)
         self._turn.note(
@@ -223,6 +226,11 @@ class Copies:
             written_down=flight.original is None,
         )  # fmt: skip
         return True
+
+    def _may_count(self, flight: Flight, copy: MapStatus | BlockRef) -> bool:
+        if copy.store in self._health.quarantined:
+            self._barred.add(flight.maker)
+        return self._recovery.is_served(copy.host, copy.store)
 
     def _failed(self, flight: Flight, told: CopyMade) -> None:
         """Why there is no copy, and who learns from it."""
@@ -323,11 +331,11 @@ class Copies:
         makers = [
             (self._load.get(worker.id, 0), worker.id, worker.host)
             for worker in self._executors.workers.values()
-            if worker.has_spoken and worker.leaving is None and worker.host != reader
+            if worker.has_spoken and self._takes_copies(worker) and worker.host != reader
             if not self._health.backing_off(worker.host, now_s)
         ]
         relays = [(id, host) for _, id, host in sorted(makers)]
-        if DRIVER_HOST in self._executors.addresses:
+        if DRIVER_HOST in self._executors.addresses and self._me not in self._barred:
             relays.append((self._me, DRIVER_HOST))
         for maker, host in relays:
             for place in places:
@@ -433,7 +441,9 @@ class Copies:
 
     def _write_down(self, item: PartitionItem, holding: Holding) -> None:
         """It is in memory alone: whoever holds it writes it to its host's disk, where others can read it."""
-        makers = [id for id in holding.memory if self._load.get(id, 0) < _A_MAKER]
+        makers = [
+            id for id in holding.memory if self._load.get(id, 0) < _A_MAKER and id not in self._barred
+        ]
         if not makers:
             self._want(self._last(item))
         else:
@@ -446,7 +456,9 @@ class Copies:
         """Who is to make the copy, and from which host it reads.  With nobody now, or nobody who has said
         hello, it waits, and with nobody at all it is looked at when a host comes."""
         now_s = self._turn.now_s
-        others = [w for w in self._executors.workers.values() if w.leaving is None and w.host not in holders]
+        others = [
+            w for w in self._executors.workers.values() if self._takes_copies(w) and w.host not in holders
+        ]
         if not others:
             del self.lacking[item]
             if not self._told_short:
@@ -469,6 +481,9 @@ class Copies:
             return worker, source
         self._want(self._last(item))
         return None
+
+    def _takes_copies(self, worker: WorkerState) -> bool:
+        return worker.leaving is None and worker.id not in self._barred
 
     def _last(self, item: Item) -> Item:
         """The item, to be put at the end: who could make its copy is busy."""

@@ -65,7 +65,7 @@ class Recovery:
         if status.generation != outputs.generation:
             self._turn.note("stale_generation", shuffle=status.shuffle, map=status.map_index)
             return False
-        if not self._executors.host_is_live(status.host) or status.store in self._health.quarantined:
+        if not self.is_served(status.host, status.store):
             return False
         if outputs.differs(status):
             if self._read_by_finished(status.shuffle):
@@ -79,6 +79,10 @@ class Recovery:
         outputs.sources.update(shuffle for shuffle, _ in attempt.reads)
         self._health.host_worked(status.host)
         return True
+
+    def is_served(self, host: HostId, store: str) -> bool:
+        """Whether what lies there may count: neither the host nor the store has been given up (S7)."""
+        return self._executors.host_is_live(host) and store not in self._health.quarantined
 
     def _read_by_finished(self, shuffle: ShuffleId) -> bool:
         """Whether something that the engine still holds was built from this generation."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
 from spark_ft.protocol.effects import Released
-from spark_ft.protocol.messages import CopyMade, DropBlocks, MakeCopies
+from spark_ft.protocol.messages import CopyMade, DropBlocks, FetchFailed, MakeCopies
 from tests.builders import Lineage, Stand, block, in_memory, source_of
 
 
@@ -251,6 +251,31 @@ def test_WK_2_an_original_that_cannot_be_copied_because_it_is_damaged_is_lost_wh
     stand.copy_fails("corrupt", number)
     assert order.output is not None
     assert stand.core.outputs[shuffle].lacking() == [order.output.map_index]
+
+
+def test_BL_10_a_copy_into_a_store_given_up_meanwhile_is_refused_and_no_more_are_made_there() -> None:
+    stand = Stand(executors=1, hosts=2, shuffle_replicas=2)
+    lineage, shuffle, target = shuffled(stand, maps=3)
+    stand.copy(*list(stand.orders)[:2])
+    copies = [copy for held in stand.core.outputs[shuffle].copies.values() for copy in held]
+    job = stand.submit(lineage, target)
+    for copy in copies:
+        where = copy.map_index, copy.host, copy.store, "corrupt"
+        stand.end(stand.running()[0], FetchFailed(shuffle, copy.generation, *where, attempt=copy.attempt))
+    assert stand.kinds()["store_quarantined"] == 1
+    late = tuple(stand.orders)
+    assert late, "some are on their way"
+    stand.copy()
+    assert replicas(stand, shuffle) == [{"h0"}] * 3
+    assert [drop.copies for drop in stand.messages(DropBlocks, "worker-h1")] == [(n,) for n in late]
+    stand.pass_time(5.0)
+    assert not stand.orders, "what it would copy would not count either"
+    stand.add_worker("h2")
+    while stand.orders:
+        stand.copy()
+    assert replicas(stand, shuffle) == [{"h0", "h2"}] * 3
+    stand.run(job)
+    assert stand.starts(shuffle) == dict.fromkeys(range(3), 1), "R0"
 
 
 def test_WK_2_a_replica_of_a_generation_that_was_rolled_back_is_refused() -> None:
