@@ -316,8 +316,9 @@ class Ends:
         trouble.in_vain = trouble.in_vain + 1 if trouble.mark == progress else 1
         trouble.mark = progress
         convicted = attempt.room >= Room.ALONE and self._convicts(attempt, certain and suspected)
-        # In a gang it cannot be tried alone.
-        if convicted or (stage.tree.barrier and trouble.deaths > limit):
+        if stage.tree.barrier:  # in a gang it cannot be tried alone
+            convicted = trouble.deaths > limit or trouble.in_vain >= _IN_VAIN_MAX
+        if convicted:
             self._fail(attempt, "POISON_TASK", f"{_poison(attempt, death)}: {why}")
             return
         if trouble.deaths >= limit or trouble.in_vain >= limit:

@@ -188,6 +188,21 @@ def test_BR_1_TK_5_a_member_that_ends_its_process_each_time_costs_no_more_than_t
     assert deaths == 3 and stand.failure(job).condition == "POISON_TASK"
 
 
+def test_BR_1_EX_5_a_member_that_is_killed_each_time_without_progress_costs_no_more_than_20() -> None:
+    """Found by the simulator: seed 4102207."""
+    lineage, stand = Lineage(), Stand(executors=2, max_failures=9)
+    job = stand.submit(lineage, lineage.barrier(lineage.source(2)))
+    kills = 0
+    while job not in stand.finished:
+        task = stand.one(0)
+        stand.start(task)
+        stand.exit(task.executor, running=(task.task,), signal=9)
+        stand.kill_answers()
+        stand.add_executor("h0")
+        kills += 1
+    assert kills == 20 and stand.failure(job).condition == "POISON_TASK"
+
+
 def test_BR_3_a_chain_that_is_no_gang_is_refused() -> None:
     lineage, stand = Lineage(), Stand(executors=3)
     gang = lineage.barrier(lineage.source(2))
