@@ -75,7 +75,9 @@ class Excluded:
         executor, settings = fields["executor"], self._world.options.settings
         now_s = self._world.clock.now_s
         proofs = self._proved.get(executor, {}).values()
-        proved = sum(at_s >= now_s - settings.exclude_timeout_s for at_s in proofs)
+        # Time in which the driver stood still has not passed for it (CLK-4).
+        oldest_s = now_s - settings.exclude_timeout_s - self._world.driver.scheduler._stalled_s
+        proved = sum(at_s >= oldest_s for at_s in proofs)
         if fields["why"] != "its host is excluded" and proved < settings.exclude_app_tasks:
             raise ViolationError("S31", f"{executor} is excluded, and {proved} tasks speak against it")
         self.until_s[executor] = now_s + min(_BACKOFF_S, settings.exclude_timeout_s)
