@@ -287,7 +287,7 @@ def test_ST_5_a_reader_killed_in_mid_transaction_does_not_pin_the_writers_pages(
     assert running.log.of("executor_lost", signal=signal.SIGKILL)
     (name,) = [e["executor"] for e in running.log.of("executor_added", pid=writer)]
     (segment,) = (running.sc._driver.scratch / "hosts").glob(f"*/stores/{name}/seg-*")
-    assert reader in reader_pids(segment), "the kill has left no slot behind"
+    # The slot that the kill left behind may be free already: whoever writes looks once a second (ST-4).
     wait_until(lambda: reader not in reader_pids(segment), 10, "the dead reader's slot to be freed")
     assert time.monotonic() - killed_s < 10
 
