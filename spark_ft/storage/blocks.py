@@ -89,6 +89,7 @@ class StoreWriter:
         self._spans: dict[bytes, set[int]] = {}  # item -> its segments
         self._shuffles: dict[ShuffleId, Fingerprint] = {}
         self._next_segment = 0
+        self._pid = os.getpid()
         self._numbers = itertools.count()
 
     def begin(self, shuffle: ShuffleId, key: OutputKey, reduce_count: int) -> OutputWriter:
@@ -213,6 +214,9 @@ class StoreWriter:
         return number, self._segments[number]
 
     def _new_segment(self) -> None:
+        if os.getpid() != self._pid:  # it would stand where the owner's next one is to be (ST-12)
+            text = f"{self.path} belongs to the process that this one was forked from"
+            raise StorageError(text, "STORE_IN_USE")
         number = self._next_segment
         self._next_segment += 1
         self._segments[number] = lmdb_env.create_segment(

@@ -344,6 +344,22 @@ def test_ST_12_pools_and_forks_inside_tasks_work_and_harm_nothing(start) -> None
     faultlib.assert_r0(running.events())
 
 
+def test_ST_12_a_forked_child_writes_nothing_into_a_store_that_is_still_empty(start) -> None:
+    running = start("local[1]")
+
+    def forked(records):
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+        return records  # the child goes on with the task, and comes to write its output first
+
+    pairs = running.sc.parallelize([(i % 4, i) for i in range(40)], 2).mapPartitions(forked)
+    sums = pairs.reduceByKey(lambda a, b: a + b, 2)
+    assert sorted(Action(sums.collect).result()) == [(key, sum(range(key, 40, 4))) for key in range(4)]
+    assert not running.log.of("host_error") and not running.log.of("executor_lost")
+    faultlib.assert_r0(running.events())
+
+
 def test_ST_12_pools_and_forks_in_the_driver_work_and_harm_nothing(start) -> None:
     running = start("local[2]", spark_ft_result_inlineSize="1k")
     shared = running.sc.broadcast(noise(2 * MIB, 1))  # in the driver's own store

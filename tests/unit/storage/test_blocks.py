@@ -181,6 +181,22 @@ def test_ST_9_a_store_whose_active_segment_is_damaged_goes_on_in_a_new_one(root,
     store.close()
 
 
+def test_ST_12_a_forked_child_begins_no_segment_of_its_parents_store(root, reader) -> None:
+    store = make_store(root)  # nothing has been written: there is no segment that the child could find dead
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            put_output(store, key(0), [[[1]]])
+        except StorageError as error:
+            status = 7 if error.getCondition() == "STORE_IN_USE" else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert read(reader, put_output(store, key(1), [[[2]]]), key(1), 0) == [[2]]
+    store.close()
+
+
 def test_a_value_that_fits_no_segment_is_store_full(root) -> None:
     store = make_store(root, segment_bytes=64 << 10, transaction_bytes=32 << 10)
     with pytest.raises(StoreFull):
