@@ -278,16 +278,20 @@ def test_ST_5_a_reader_killed_in_mid_transaction_does_not_pin_the_writers_pages(
         if os.getpid() == writer:
             time.sleep(0.01)
             return []
-        failpoints.arm("store.read=kill")
+        failpoints.arm("store.read=pause")
         return [os.getpid()]
 
     (reader,) = wait_until(lambda: set(running.sc.parallelize(range(8), 8).mapPartitions(arm).collect()))
-    assert sorted(sums.collect()) == expected
-    killed_s = time.monotonic()
-    assert running.log.of("executor_lost", signal=signal.SIGKILL)
+    action = Action(sums.collect)
+    stopped = psutil.STATUS_STOPPED
+    wait_until(lambda: psutil.Process(reader).status() == stopped, what="the reader in mid-transaction")
     (name,) = [e["executor"] for e in running.log.of("executor_added", pid=writer)]
     (segment,) = (running.sc._driver.scratch / "hosts").glob(f"*/stores/{name}/seg-*")
-    # The slot that the kill left behind may be free already: whoever writes looks once a second (ST-4).
+    assert reader in reader_pids(segment), "it was not stopped inside a transaction"
+    running.kill(reader)
+    killed_s = time.monotonic()
+    assert sorted(action.result()) == expected
+    wait_until(lambda: running.log.of("executor_lost", signal=signal.SIGKILL), what="word of the kill")
     wait_until(lambda: reader not in reader_pids(segment), 10, "the dead reader's slot to be freed")
     assert time.monotonic() - killed_s < 10
 
