@@ -21,7 +21,9 @@ from chaos.sim.violation import ViolationError, named
 from chaos.sim.world import World
 
 STEPS_MAX = 200_000
-PROBED_S = 25.0  # from the end of a back-off until a probe has ended, if there is work; a slow task takes 20
+# From the end of a back-off until a probe has ended, if there is work: a slow task takes 20 s, and the job
+# before the one that has a task to spare may have one too.
+PROBED_S = 45.0
 SETTLE_S = 16.0  # after the last job: until everybody has been told, and garbage is collected
 
 

@@ -167,6 +167,7 @@ class Shadow:
             "executor_excluded": lambda fields: self._world.excluded.excluded(fields),
             "probe_failed": lambda fields: self._world.excluded.probe_failed(fields),
             "executor_readmitted": lambda fields: self._world.excluded.readmitted(fields["executor"]),
+            "executor_doomed": lambda fields: self.away.add(fields["executor"]),
             "worker_leaving": lambda fields: self._leaving.add(fields["id"]),
         }
         self.dead: set[Incarnation] = set()  # whose exit was told

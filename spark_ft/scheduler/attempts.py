@@ -147,5 +147,6 @@ class Attempts:
         if not executor.doomed:
             executor.doomed = why
             self._executors.touch(executor)
+            self._turn.note("executor_doomed", executor=executor.id, host=executor.host, why=why)
             if self._executors.has_worker(executor):  # else its heir is told
                 self._turn.send(executor.worker.id, KillExecutor(executor.id, why))

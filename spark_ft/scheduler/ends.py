@@ -159,6 +159,7 @@ class Ends:
                 why = "a persisted partition that it kept is not what its other inputs were built from"
                 where = {"stage": attempt.stage.id, "partition": attempt.partition}
                 self._turn.note("output_refused", **where, why=why)
+                self._exclusion.succeeded(attempt)  # the task has run well there all the same
                 if attempt.number < _ATTEMPTS_REFUSED_MAX:
                     self._dag.requeue(attempt, _REFUSED_DELAY_S)
                 else:

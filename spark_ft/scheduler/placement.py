@@ -162,12 +162,13 @@ class Placement:
         while free and refused < len(free) and (tasks.ready or (speculate and tasks.has_slow)):
             executor = free[0]
             task, second = None, False
-            if self._fits(stage, executor):
-                task = tasks.take(executor, self._executors, now_s)
+            if self._can_run(stage, executor):
+                wary = self._is_wary(stage, executor)
+                task = tasks.take_bound(executor) if wary else tasks.take(executor, self._executors, now_s)
                 if task is not None and self._is_being_kept(stage, task, executor):
                     self._dag.postpone(stage, task, now_s + _KEEPING_S)
                     continue
-                if task is None and speculate and tasks.has_slow:
+                if task is None and not wary and speculate and tasks.has_slow:
                     task, second = tasks.take_slow(executor), True
             if task is None:
                 refused += 1
@@ -204,18 +205,23 @@ class Placement:
         yield  # not before: pools take turns here
 
     def _fits(self, stage: Stage, executor: ExecutorState) -> bool:
-        if executor.purging and stage.tree.persisted:
-            return False  # a killed reader may still put rolled-back data into its memory
-        if self._quarantine.active and not self._quarantine.allows(executor):
-            return False
+        return self._can_run(stage, executor) and not self._is_wary(stage, executor)
+
+    def _is_wary(self, stage: Stage, executor: ExecutorState) -> bool:
+        """Whether it gets nothing of this stage but what no other executor may have."""
         tasks = stage.tasks
-        if (
+        return (
             tasks is not None
-            and tasks.failed_on
+            and bool(tasks.failed_on)
             and tasks.mode is Mode.OPEN  # else a task may be bound to the one memory that holds its input
             and not stage.tree.barrier
             and self._keeps_failing(tasks, executor)
-        ):
+        )
+
+    def _can_run(self, stage: Stage, executor: ExecutorState) -> bool:
+        if executor.purging and stage.tree.persisted:
+            return False  # a killed reader may still put rolled-back data into its memory
+        if self._quarantine.active and not self._quarantine.allows(executor):
             return False
         if self._links and stage.tree.parents:
             host, now_s = executor.host, self._turn.now_s

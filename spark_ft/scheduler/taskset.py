@@ -167,6 +167,7 @@ class TaskSet:
         self.ready = 0
         self._anywhere: deque[Entry] = deque()
         self._at_executor: dict[Incarnation, deque[Entry]] = {}
+        self._bound: dict[Incarnation, deque[Entry]] = {}  # that nobody else may have
         self._at_host: dict[HostId, deque[Entry]] = {}
         self._patient: deque[tuple[float, Task, int]] = deque()  # (until when it waits for its place, …)
         self._suspects: deque[Entry] = deque()  # that need room: placed one by one (quarantine.py)
@@ -212,6 +213,7 @@ class TaskSet:
         assert not self.ready
         self._anywhere.clear()
         self._at_executor.clear()
+        self._bound.clear()
         self._at_host.clear()
         self._patient.clear()
         self._choosy.clear()
@@ -237,8 +239,9 @@ class TaskSet:
         task.ticket += 1
         entry = (task, task.ticket)
         placed = False
+        at_executor = self._bound if until_s is None else self._at_executor
         for executor in executors:
-            self._at_executor.setdefault(executor, deque()).append(entry)
+            at_executor.setdefault(executor, deque()).append(entry)
             placed = True
         for host in hosts:
             self._at_host.setdefault(host, deque()).append(entry)
@@ -300,11 +303,11 @@ class TaskSet:
         """The next task that this executor may run: one it holds data for, else any, else None."""
         if self._choosy and (task := self._take_choosy(executor, executors, now_s)):
             return task
+        if self._bound and (task := self.take_bound(executor)):
+            return task
         for queue in (self._at_executor.get(executor.id), self._at_host.get(executor.host), self._anywhere):
-            while queue:
-                task, ticket = queue.popleft()
-                if task.ticket == ticket and task.state is State.READY:
-                    return task
+            if queue and (task := _first(queue)):
+                return task
         while self._patient:
             until_s, task, ticket = self._patient[0]
             if task.ticket == ticket and task.state is State.READY:
@@ -314,6 +317,11 @@ class TaskSet:
                 return task
             self._patient.popleft()
         return None
+
+    def take_bound(self, executor: ExecutorState) -> Task | None:
+        """The next task that only this executor may run, however others have fared there."""
+        queue = self._bound.get(executor.id)
+        return _first(queue) if queue else None
 
     def _take_choosy(self, executor: ExecutorState, executors: Executors, now_s: float) -> Task | None:
         index = 0
@@ -362,7 +370,7 @@ class TaskSet:
 
     def left_by(self, executor: Incarnation) -> list[Task]:
         """Ready tasks that waited for an executor which is gone."""
-        queue = self._at_executor.pop(executor, ())
+        queue = [*self._bound.pop(executor, ()), *self._at_executor.pop(executor, ())]
         return [task for task, ticket in queue if task.ticket == ticket and task.state is State.READY]
 
     def left_by_host(self, host: HostId) -> list[Task]:
@@ -432,6 +440,14 @@ class TaskSet:
     @property
     def has_delayed(self) -> bool:
         return bool(self._delayed)
+
+
+def _first(queue: deque[Entry]) -> Task | None:
+    while queue:
+        task, ticket = queue.popleft()
+        if task.ticket == ticket and task.state is State.READY:
+            return task
+    return None
 
 
 def remember(task: Task, attempt: Attempt, outcome: str, blame: str, text: str) -> None:

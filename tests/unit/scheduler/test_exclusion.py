@@ -1,7 +1,8 @@
 """Executors on which tasks fail that succeed elsewhere are kept from tasks, and let in by a probe (EX-14)."""
 
+from spark_ft.ids import Incarnation
 from spark_ft.protocol.messages import HostError, Killed
-from tests.builders import Launched, Lineage, Stand
+from tests.builders import Launched, Lineage, Stand, in_memory
 
 
 def of(stand: Stand, executor: str) -> list[Launched]:
@@ -189,3 +190,42 @@ def test_S31_evidence_stays_for_as_long_as_the_exclusion_that_rests_on_it() -> N
         stand.succeed(next(task for task in stand.running() if task.executor == "e1"))
         stand.core.check_invariants()
     assert is_excluded(stand, "e0")
+
+
+def test_EX_14_a_success_whose_output_is_refused_is_proof_as_good_as_any() -> None:
+    """What the task kept in the cache is not what its other input was built from; it ran well though."""
+    stand = Stand(executors=2)
+    lineage = Lineage()
+    below = lineage.persist(lineage.source(1))
+    above = lineage.persist(lineage.map(below))
+    stand.submit(lineage, above)
+    stand.succeed(stand.one(0), cached=(in_memory(below, 0, checksum=10), in_memory(above, 0, checksum=20)))
+    stand.submit(lineage, lineage.source(1))
+    stand.succeed(stand.one(0), dropped=((below, 0),))
+    stand.submit(lineage, lineage.reduce(lineage.zip(above, below), 1))
+    bad = stand.one(0)
+    stand.fail(bad)
+    good = stand.one(0)
+    assert good.executor != bad.executor
+    stand.succeed(good, cached=(in_memory(below, 0, checksum=99), in_memory(above, 0, checksum=98)))
+    assert stand.kinds()["output_refused"] == 1
+    assert len(stand.core.exclusion.evidence[bad.executor]) == 1
+
+
+def test_EX_14_what_only_one_executor_may_have_runs_there_though_others_have_failed_on_it() -> None:
+    """Its input is indeterminate and lies in that memory alone (BL-12): nobody else could ever have it."""
+    stand = Stand(executors=2, prefetch_tasks=0, exclude_stage_tasks=2)
+    lineage = Lineage()
+    node = lineage.persist(lineage.source(4))
+    stand.run(stand.submit(lineage, node))
+    for partition in range(4):
+        stand.core.blocks.add(Incarnation("e0"), in_memory(node, partition, checksum=10 + partition))
+    stand.core.blocks.indeterminate.add(node)
+    job = stand.submit(lineage, lineage.map(node))
+    for _ in range(2):
+        (task,) = of(stand, "e0")
+        stand.fail(task)
+    assert stand.core.dag.active[task.message.stage].tasks.failed_on == {"e0": {0, 1}}  # type: ignore[union-attr]
+    assert [task.partition for task in of(stand, "e0")] == [2]
+    stand.run(job)
+    assert stand.finished[job] is None
