@@ -14,7 +14,7 @@ from spark_ft.ids import HostId, Incarnation, TaskId
 from spark_ft.protocol.messages import ExecutorExited, Success, TaskEnd, UserError
 
 if TYPE_CHECKING:
-    from chaos.sim.shadow import Tried
+    from chaos.sim.account import Tried
     from chaos.sim.world import World
 
 Where = tuple[int, int]  # stage, partition

@@ -16,8 +16,8 @@ from spark_ft.protocol.effects import Effect, Note
 from spark_ft.protocol.messages import Message, WorkerBeat
 
 if TYPE_CHECKING:
+    from chaos.sim.account import Tried
     from chaos.sim.executor import Executor
-    from chaos.sim.shadow import Tried
     from chaos.sim.world import World
 
 _TOLD_S = 1.0  # a death that its parent has seen is known to the driver within

@@ -151,7 +151,7 @@ class Driver(Process):
                     handle.done = False
                     del handle.stored[partition]
                     handle.results.pop(partition)
-                    self.world.shadow.result_lost(handle.job, partition)
+                    self.world.shadow.answers.result_lost(handle.job, partition)
                     self.post(ResultLost(handle.job, partition, "gone"))
                     return
         self._close(handle)

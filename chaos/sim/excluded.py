@@ -9,7 +9,7 @@ from spark_ft.ids import Incarnation, TaskId
 from spark_ft.protocol.messages import Success, TaskEnd
 
 if TYPE_CHECKING:
-    from chaos.sim.shadow import Tried
+    from chaos.sim.account import Tried
     from chaos.sim.world import World
 
 _BACKOFF_S = 5.0

@@ -37,7 +37,7 @@ def _answer(world: World, handle: Handle) -> None:
         rows += content.rows
     for partition in handle.partitions:
         world.lineage.checked(handle.target, partition, world.contents[handle.results[partition]])
-        if b"r%d.%d" % (handle.job, partition) not in world.shadow.merged:
+        if b"r%d.%d" % (handle.job, partition) not in world.shadow.answers.merged:
             raise ViolationError(
                 "S20", f"updates of partition {partition} of job {handle.job} were not merged"
             )
@@ -79,7 +79,7 @@ def _explained(world: World, handle: Handle, failure: JobFailure) -> bool:
         case "INDETERMINATE_OUTPUT_ROLLBACK":
             shuffles, nodes = handle.shape.shuffles.keys(), handle.shape.nodes.keys()
             fickle = shuffles & (lineage.random | lineage.chatty) or nodes & lineage.fickle
-            endless = shadow.jobs[handle.job].rollbacks >= 49 or "again and again" in failure.text
+            endless = shadow.answers.jobs[handle.job].rollbacks >= 49 or "again and again" in failure.text
             gang = any(node.barrier for node in handle.shape.nodes.values())
             return bool(fickle or gang) and (handle.final or endless)
         case _:
@@ -96,12 +96,12 @@ def _unpeopled(world: World, handle: Handle, failure: JobFailure) -> bool:
                 empty_s = max(empty_s, world.clock.now_s - shadow.empty_since_s)
             return empty_s >= world.options.settings.no_resources_timeout_s - 1.0
         case "BARRIER_NO_SLOTS":
-            return handle.job in shadow.short_of
+            return handle.job in shadow.answers.short_of
         case "BARRIER_CHAIN_NOT_ALLOWED":
             return bool(why_no_gang(handle.shape, handle.partitions))
         case "EXECUTOR_CRASH_LOOP":
             return bool(world.bad_starts_until)
         case "ALL_EXECUTORS_EXCLUDED":
-            return shadow.nobody_left
+            return shadow.answers.nobody_left
         case _:
             return False
