@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.history import History
-from chaos.nemesis import ALL, MESSAGES, OUTPUTS, PROCESS, TASK, TIME, WORKER, Invocation, Notice
+from chaos.nemesis import ALL, LEAVES, MESSAGES, OUTPUTS, PROCESS, TASK, TIME, WORKER, Invocation, Notice
 from chaos.workloads.registry import WORKLOADS
 
 TRUE, FALSE, UNKNOWN = "true", "false", "unknown"
@@ -184,14 +184,18 @@ def losses(history: History) -> tuple[str, list[str], Mapping[str, Any]]:
             break
         if kind == "executor_lost":
             names = {event["executor"], event["host"]}
-            wanted = {PROCESS, WORKER}
+            wanted = {PROCESS, WORKER, LEAVES}
         elif kind == "worker_lost":
-            names, wanted = {event["worker"], event["host"]}, {WORKER}
+            names, wanted = {event["worker"], event["host"]}, {WORKER, LEAVES}
         elif kind in ("output_lost", "block_lost", "result_lost", "store_quarantined"):
+            names, wanted = set(), {OUTPUTS}
             if event.get("why") == "executor lost":
-                continue  # what it had in memory went with it
-            # A result lies with one worker until the driver has it: who cannot be asked has lost it (TK-11).
-            names, wanted = set(), {OUTPUTS, WORKER} if kind == "result_lost" else {OUTPUTS}
+                if event.get("places_left"):
+                    continue
+                wanted = {PROCESS, WORKER}  # its memory goes with a process, but not in order (EX-13)
+            elif kind == "result_lost":
+                # It lies with one worker until the driver has it: who cannot be asked has lost it (TK-11).
+                wanted = {OUTPUTS, WORKER}
         else:
             continue
         counts[kind] += 1
@@ -428,4 +432,4 @@ CHECKERS: Mapping[str, Checker] = {
     "leaks": leaks,
 }
 
-assert {PROCESS, OUTPUTS, TASK, WORKER, TIME, MESSAGES} == ALL  # one more needs a word here
+assert {PROCESS, OUTPUTS, TASK, WORKER, TIME, MESSAGES, LEAVES} == ALL  # one more needs a word here

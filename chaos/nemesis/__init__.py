@@ -35,7 +35,8 @@ TASK = "task"  # attempts fail without their process ending: no memory, no disk,
 WORKER = "worker"  # a worker with all its executors; its outputs only if OUTPUTS is said too
 TIME = "time"  # things are slow: twins of slow tasks, nothing else
 MESSAGES = "messages"  # frames are lost, doubled or late: links make that good, nothing is done again
-ALL = frozenset({PROCESS, OUTPUTS, TASK, WORKER, TIME, MESSAGES})
+LEAVES = "leaves"  # processes go in order, when nothing is lost by it: no reason to do anything again
+ALL = frozenset({PROCESS, OUTPUTS, TASK, WORKER, TIME, MESSAGES, LEAVES})
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,13 @@ PACKAGES: dict[str, Package] = {
         (Step("pause.long", lasts_s=5.0), Step("kill-executor.one", 1.0, times=3, every_s=1.0)),
     ),
     "leaving-for-nowhere": Package(
-        "An executor is asked to leave, and whoever takes its data over dies.",
-        (Step("terminate.executor"), Step("kill-executor.one", 0.15, times=2, every_s=0.3)),
+        "A host is asked to leave, and whoever takes its data over dies.",
+        (
+            Step("decommission.host"),
+            Step("kill-worker.one", 0.05),
+            Step("kill-executor.one", 0.15, times=2, every_s=0.3),
+        ),
+        managed=True,
     ),
     "second-blow": Package(
         "A host dies, and executors die in every step of the recovery.",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
-from dataclasses import replace
 
 from chaos.live.cluster import Cluster, Process
 from chaos.nemesis import OUTPUTS, PROCESS, WORKER, Fault, Invocation, Kind, Nemesis, Notice
+from chaos.nemesis.leave import is_leaving
 
 GONE_WITHIN_S = 2.0
 NOTICED_WITHIN_S = 1.0  # D0
@@ -74,16 +74,17 @@ class KillWorker(Nemesis):
             fault,
             gone,
             *rows,
-            takes=taken_with_a_worker(cluster),
+            takes=taken_with_a_worker(cluster, victim),
             victims=[victim.id, victim.host],
             notices=[Notice(("worker_lost",), {"worker": victim.id}, NOTICED_WITHIN_S)],
             killed={victim.id: victim.pid},
         )
 
 
-def taken_with_a_worker(cluster: Cluster) -> frozenset[str]:
-    """Its successor serves what it served; but while no manager lives nobody learns of the successor."""
-    orphaned = cluster.launch.managed and cluster.manager() is None
+def taken_with_a_worker(cluster: Cluster, worker: Process) -> frozenset[str]:
+    """Its successor serves what it served; but while no manager lives nobody learns of the successor, and who
+    was asked to leave has none."""
+    orphaned = (cluster.launch.managed and cluster.manager() is None) or is_leaving(cluster, worker)
     return frozenset({PROCESS, WORKER, OUTPUTS} if orphaned else {PROCESS, WORKER})
 
 
@@ -121,7 +122,7 @@ class KillHost(Nemesis):
             fault,
             len(gone) == 1 + len(executors),
             *self.kind(fault.kind).rows,
-            takes=taken_with_a_worker(cluster),
+            takes=taken_with_a_worker(cluster, worker),
             victims=[worker.host, worker.id, *(executor.id for executor in executors)],
             killed=gone,
         )
@@ -170,24 +171,3 @@ class KillPairs(Nemesis):
         rows.discard("ST-7")
         took = len(gone) == len(ids)
         return self.made(fault, took, *sorted(rows), victims=ids, notices=notices, killed=gone)
-
-
-class Terminate(Nemesis):
-    """SIGTERM to an executor, as whoever stops processes politely sends it."""
-
-    name = "terminate"
-    kinds = (Kind("executor", ("EX-1", "EX-2", "EX-13"), frozenset({PROCESS})),)
-
-    def invoke(self, fault: Fault, cluster: Cluster, rng: random.Random) -> Invocation:
-        victims = cluster.executors()
-        if not victims:
-            return self.made(fault, False, why="no executor is there")
-        victim = rng.choice(victims)
-        rows = {row for row in rows_of_death(cluster, victim) if row in ("EX-1", "EX-2")}
-        sent = cluster.signal(victim, signal.SIGTERM)
-        return self.made(fault, sent, *sorted(rows), victims=[victim.id], terminated=victim.id)
-
-    def heal(self, invocation: Invocation, cluster: Cluster) -> Invocation:
-        (victim,) = invocation.victims or ("",)
-        ended = any(event["executor"] == victim for event in cluster.log.of("executor_lost"))
-        return replace(invocation, evidence={**invocation.evidence, "ended": ended})

@@ -6,13 +6,14 @@ from chaos.nemesis import Kind, Nemesis
 from chaos.nemesis.clock import Clock
 from chaos.nemesis.disk import Disk
 from chaos.nemesis.full import Full
-from chaos.nemesis.kill import KillExecutor, KillHost, KillManager, KillPairs, KillWorker, Terminate
+from chaos.nemesis.kill import KillExecutor, KillHost, KillManager, KillPairs, KillWorker
+from chaos.nemesis.leave import Decommission
 from chaos.nemesis.network import Network
 from chaos.nemesis.pause import PauseDriver, PauseExecutor, PauseHost
 from chaos.nemesis.resources import Cpu, Memory, Readers
 
 _ALL: tuple[type[Nemesis], ...] = (
-    KillExecutor, KillPairs, KillWorker, KillHost, KillManager, Terminate,
+    KillExecutor, KillPairs, KillWorker, KillHost, KillManager, Decommission,
     PauseExecutor, PauseHost, PauseDriver, Network, Disk, Full, Memory, Cpu, Readers, Clock,
 )  # fmt: skip
 NEMESES: dict[str, type[Nemesis]] = {cls.name: cls for cls in _ALL}

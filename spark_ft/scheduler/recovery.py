@@ -313,7 +313,8 @@ class Recovery:
         return bool(lost)
 
     def memory_lost(self, keys: Iterable[Key]) -> None:
-        """Partitions that were in memory alone have to be computed again when they are needed."""
+        """The memory that partitions were in is gone: those that no other place has have to be computed again
+        when they are needed."""
         self._blocks_lost(keys, "executor lost")
 
     def _outputs_lost(self, found: dict[ShuffleId, list[int]], evidence: str) -> None:
@@ -335,5 +336,7 @@ class Recovery:
         keys = list(keys)
         self.places_lost = True
         for node, partition in keys:
-            self._turn.note("block_lost", node=node, partition=partition, why=why)
+            holding = self._blocks.holding(node, partition)
+            left = 0 if holding is None else len(holding.memory) + len(holding.disk)
+            self._turn.note("block_lost", node=node, partition=partition, why=why, places_left=left)
         self._dag.mark_holders({node for node, _ in keys})

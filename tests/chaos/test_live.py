@@ -38,14 +38,15 @@ def told(findings: list[checkers.Finding]) -> str:
     return "\n".join(f"{each.checker} {each.verdict} {each.says}" for each in findings)
 
 
-def test_UE_9_EX_1_EX_5_EX_9_seeds_of_a_sweep_are_right_and_a_stopped_sweep_goes_on(tmp_path: Path):
-    breakers = ["kill-executor", "pause", "disk"]
+def test_UE_9_EX_1_EX_5_EX_9_EX_13_seeds_of_a_sweep_are_right_and_a_stopped_sweep_goes_on(tmp_path: Path):
+    breakers = ["kill-executor", "pause", "disk", "decommission"]
     one = sweep.sweep([0], tmp_path, SECONDS, breakers, ())
-    three = sweep.sweep(range(3), tmp_path, SECONDS, breakers, ())
-    assert [each["verdict"] for each in three] == ["true"] * 3, "\n".join(map(sweep.line_of, three))
-    assert three[0] == one[0]  # it was done before: nothing of it was done again
-    assert sum(sum(each["faults"].values()) for each in three) >= 3
-    assert len({each["workload"] for each in three}) == 3
+    four = sweep.sweep(range(4), tmp_path, SECONDS, breakers, ())
+    assert [each["verdict"] for each in four] == ["true"] * 4, "\n".join(map(sweep.line_of, four))
+    assert four[0] == one[0]  # it was done before: nothing of it was done again
+    assert sum(sum(each["faults"].values()) for each in four) >= 4
+    assert len({each["workload"] for each in four}) == 4
+    assert four[3]["rows"]["EX-13"] >= 1, "whoever was asked to leave has left"
     with pytest.raises(ValueError, match="another sweep"):
         sweep.sweep([0], tmp_path, SECONDS + 1, breakers, ())
 

@@ -19,7 +19,7 @@ def test_each_kind_of_fault_takes_effect(name: str, tmp_path: Path) -> None:
     kinds = [kind for kind in NEMESES[name].kinds for _ in range(min(kind.most or TRIES, TRIES))]
     at_s = [0.5 + number * (EVERY_S + LASTS_S) for number in range(len(kinds))]
     texts = [f"{name}.{kind.name}@{at:g}-{at + LASTS_S:g}" for kind, at in zip(kinds, at_s, strict=True)]
-    options = Options(1, "wordcount", (), "local-cluster[2,1,512]", at_s[-1] + LASTS_S, conf=QUICK)
+    options = Options(1, "wordcount", (), "local-cluster[3,1,512]", at_s[-1] + LASTS_S, conf=QUICK)
     findings = run(options, tmp_path / "run", given(texts, options.rng("schedule")))
     told = "\n".join(f"{each.checker} {each.verdict} {each.says}" for each in findings)
     assert checkers.composed(findings) == checkers.TRUE, told

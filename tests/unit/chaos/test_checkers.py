@@ -7,7 +7,7 @@ import pytest
 
 from chaos import checkers
 from chaos.checkers import FALSE, TRUE, UNKNOWN
-from chaos.nemesis import MESSAGES, OUTPUTS, TASK, TIME, WORKER
+from chaos.nemesis import LEAVES, MESSAGES, OUTPUTS, TASK, TIME, WORKER
 from chaos.workloads.registry import WORKLOADS
 from tests.unit.chaos.histories import (
     OPTIONS,
@@ -154,6 +154,18 @@ def test_TK_11_a_result_may_be_lost_with_the_worker_that_holds_it():
 def test_what_an_executor_had_in_memory_goes_with_it():
     told = {"event": "block_lost", "node": 0, "partition": 1, "why": "executor lost", "seen_s": 1.2}
     assert verdict("losses", history(lost(1.1), told)) == TRUE
+
+
+def test_EX_13_who_leaves_in_order_is_gone_and_takes_nothing():
+    left = [invocation(takes=frozenset({LEAVES}))]
+    assert verdict("losses", history(lost(1.1), faults=left)) == TRUE
+    alone = {"event": "block_lost", "node": 0, "partition": 1, "why": "executor lost", "seen_s": 1.2}
+    assert verdict("losses", history(lost(1.1), {**alone, "places_left": 0}, faults=left)) == FALSE
+    assert verdict("losses", history(lost(1.1), {**alone, "places_left": 1}, faults=left)) == TRUE
+    built_again = {"event": "output_lost", "shuffle": 5, "map": 0, "evidence": "gone", "seen_s": 1.2}
+    assert verdict("losses", history(lost(1.1), built_again, faults=left)) == FALSE
+    once_more = [start(0, 0.9), end(0, 1.1, "ExecutorLost"), start(1, 1.2)]
+    assert verdict("starts", history(*once_more, faults=left)) == FALSE
 
 
 # --- Task starts ------------------------------------------------------------------------------------------
