@@ -115,6 +115,8 @@ class Settings:
     app_name: str = _key("spark.app.name", "pyspark-shell", str, "shown to people")
     app_id: str = _key("spark.app.id", "", str, "identity across driver restarts; drawn when empty")
     local_dir: str = _key("spark.local.dir", "", _path, "scratch; the system's temporary directory when empty")
+    driver_host: str = _key("spark.driver.host", "", str, "of the driver's sockets, as others find it; the bind address when empty")
+    driver_bind: str = _key("spark.driver.bindAddress", "", str, "where they listen; at the driver's host when empty, by ipc when that is, too")
     advertise_directory: str = _key("spark.ft.advertise.directory", "", _path, "of ipc sockets, as others find it; as bound when empty")
     log_level: str = _key("spark.log.level", "WARN", str.upper, "of the engine's log on stderr")
     default_parallelism: int = _key("spark.default.parallelism", 0, _whole, "reduce partitions; 0: not set", least=0)

@@ -32,6 +32,7 @@ from spark_ft.log import get_logger
 from spark_ft.protocol.effects import PeerGone, Received, ResourcesGranted
 from spark_ft.protocol.messages import AssignExecutors, ExecutorsUnavailable, RegisterApp
 from spark_ft.settings import Settings, environment
+from spark_ft.transport.addresses import Addresses
 from spark_ft.transport.host import Host
 from spark_ft.transport.sockets import advertised
 
@@ -40,6 +41,7 @@ STOP_S = 1.0  # from asking to SIGKILL
 SHORT_LIFE_S = 5.0  # a worker that dies sooner counts as a failed start …
 FAILED_STARTS_MAX = 3  # … and after so many in a row jobs without any executor are ended
 BACKOFF_S, BACKOFF_MAX_S = 0.1, 5.0  # before the next start after a failed one, doubling
+_OF_DRIVER = ("driver", "driver-data")  # sockets
 
 log = get_logger(__name__)
 
@@ -121,11 +123,13 @@ class LocalCluster:
     """The processes of one application.  Starts interpreters at once, so that they come up while the
     driver makes its own things; ``start`` tells them whom they work for.
 
-    Raises SettingsError for a bad master, ClusterError when processes cannot be started.
+    Raises SettingsError for a bad master, ClusterError when processes cannot be started, and
+    (BAD_BIND_ADDRESS) for an address that the driver cannot have.
     """
 
     def __init__(self, settings: Settings, executor_env: Mapping[str, str]) -> None:
         self.layout = parse_master(settings)
+        self._addresses = Addresses.of_driver(settings)
         self.parallelism = self.layout.workers * self.layout.executors * self.layout.slots
         if self.layout.managed:
             self.parallelism = max(2, self.parallelism)
@@ -179,13 +183,15 @@ class LocalCluster:
         return self._scratch.path
 
     def endpoint(self, name: str) -> str:
-        """Where a socket of this application may be bound."""
+        """Where a socket of this application may be bound; the driver's where the user wants it."""
         assert self._scratch is not None, "make_scratch comes first"
-        return self._scratch.endpoint(name)
+        wanted = self._addresses.endpoint() if name in _OF_DRIVER else ""
+        return wanted or self._scratch.endpoint(name)
 
     def advertised(self, endpoint: str) -> str:
-        """Where others find a socket of this process that is bound there."""
-        return advertised(endpoint, self._settings.advertise_directory)
+        """Where others find a socket of this process that is bound there.  ClusterError (BAD_BIND_ADDRESS)
+        when they do not."""
+        return advertised(self._addresses.advertised(endpoint), self._settings.advertise_directory)
 
     # --- The start -----------------------------------------------------------------------------
 

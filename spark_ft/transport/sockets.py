@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -64,6 +65,11 @@ def advertised(endpoint: str, directory: str) -> str:
     return f"ipc://{directory}/{endpoint.rpartition('/')[2]}"
 
 
+def is_private(endpoint: str) -> bool:
+    """Whether only processes of this machine can reach a socket that is bound there."""
+    return endpoint.startswith("ipc://") or re.match(r"tcp://127\.\d+\.\d+\.\d+:", endpoint) is not None
+
+
 class Net:
     """A ZeroMQ context and its sockets; to be used by one thread at a time."""
 
@@ -76,7 +82,7 @@ class Net:
 
     def router(self, endpoint: str, max_bytes: int, *, hwm: int = _CONTROL_HWM) -> Socket:
         """Bind at ``endpoint`` (tcp ports may be ``*``).  ClusterError (BAD_BIND_ADDRESS) if that fails."""
-        if not endpoint.startswith(("ipc://", "tcp://127.0.0.1:")):
+        if not is_private(endpoint):
             raise ClusterError(f"{endpoint} is neither ipc nor IPv4 loopback", "BAD_BIND_ADDRESS")
         socket = self._socket(zmq.ROUTER, endpoint, max_bytes, hwm)
         socket.raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
