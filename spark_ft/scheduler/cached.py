@@ -4,8 +4,9 @@ Invariants
   * memory holdings name live executors; disk holdings name hosts that are not lost (S7).
   * only tracked nodes are held; a node that was unpersisted, or rolled back, holds nothing.
   * the two indices, by partition and by executor, mirror each other (S28).
-  * all copies of a partition have the checksum recorded for it, which outlives them: what is computed again
-    after a loss is compared with it (BL-12; the caller sees to it with ``differs``).
+  * all copies of a partition have the checksum recorded for it, which outlives them, and the node itself for
+    as long as map outputs or held partitions that were built from it are left: what is computed again is
+    compared with it (BL-12; the caller sees to it with ``differs``).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class CachedBlocks:
         self._trees: dict[NodeId, StageTree] = {}  # in which a tracked node was met
         self._below: dict[NodeId, tuple[set[ShuffleId], set[NodeId]]] = {}  # found out when it is asked for
         self.checksums: dict[Key, int] = {}
+        self.outlived: set[NodeId] = set()  # not tracked any more; what was built from their editions is left
         self.indeterminate: set[NodeId] = set()  # came out different once: tasks go where their copy is
         self.replication: dict[NodeId, int] = {}  # on how many hosts, of tracked nodes that want several
         self.disk_count = 0  # holdings on disk: while there is none, launches need not look for any
@@ -45,6 +47,7 @@ class CachedBlocks:
     def track(self, tree: StageTree) -> None:
         """From now on this tree's persisted nodes may be held."""
         for node in tree.persisted:
+            self.outlived.discard(node)
             self.held.setdefault(node, {})
             self._trees.setdefault(node, tree)
 
@@ -135,8 +138,7 @@ class CachedBlocks:
                     del self.of_executor[executor]
         had = bool(partitions)
         if forget:
-            for key in [key for key in self.checksums if key[0] == node]:
-                del self.checksums[key]
+            self.outlived.add(node)
             del self.held[node], self._trees[node]
             self._below.pop(node, None)
             self.indeterminate.discard(node)
@@ -144,6 +146,17 @@ class CachedBlocks:
         else:
             self.held[node] = {}
         return had
+
+    def forget_editions(self, standing: Container[NodeId]) -> None:
+        """Of nodes that are not tracked any more, are not in ``standing`` and not under a held one nothing is
+        left.  Linear in what is tracked and known."""
+        gone = {node for node in self.outlived if node not in standing}
+        for node in self.held if gone else ():
+            if self.held[node]:
+                gone -= self._reach(node)[1]
+        self.outlived -= gone
+        for key in [key for key in self.checksums if key[0] in gone] if gone else ():
+            del self.checksums[key]
 
     def standing_on(self, shuffle: ShuffleId) -> list[NodeId]:
         """Nodes whose partitions, known or not told of yet, are built from this shuffle."""

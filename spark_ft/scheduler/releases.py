@@ -71,6 +71,9 @@ class Releases:
         for node in nodes:
             self._blocks.drop_node(node, forget=True)
         self._drop_shuffles(shuffles)
+        if self._blocks.outlived and (nodes or shuffles):
+            stages = self._dag.map_stages.values()
+            self._blocks.forget_editions({node for stage in stages for node in stage.tree.persisted})
         for worker in self._executors.workers.values() if nodes else ():
             self._turn.send(worker.id, DropBlocks(nodes=tuple(nodes)))  # it may have copies
         for executor in self._executors.live.values():

@@ -1,5 +1,6 @@
 """Tasks fail, blocks are lost, data changes (rows TK, BL, DR, ST)."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -1067,6 +1068,40 @@ def test_BL_12_a_second_copy_that_differs_is_not_used_and_its_task_goes_where_th
     stand.succeed(busy)
     stand.run(job)
     assert stand.finished[job] is None and set(stand.core.blocks.held[node][0].memory) == {busy.executor}
+
+
+def test_BL_12_what_was_built_from_a_partition_that_was_unpersisted_since_is_undone_too() -> None:
+    stand = Stand(executors=2)
+    lineage, node, shuffle, job = two_uses(stand)
+    stand.run(job)
+    other = lineage.reduce(node, 2)
+    stand.do(Released(nodes=(node,), blobs=(BlobId(job),)))
+    assert not stand.core.blocks.tracks(node)
+    job = stand.submit(lineage, lineage.zip(other, lineage.read(shuffle)))
+    assert not stand.starts(shuffle) - Counter({0: 1, 1: 1}), "the outputs of the first job are used"
+    for partition in (0, 1):
+        task = stand.one(partition)
+        stand.succeed(task, cached=(in_memory(node, partition, checksum=90 + partition),))
+    assert current_generation(stand, shuffle) >= 1, "they were built from another edition"
+    stand.run(job)
+    assert stand.finished[job] is None and stand.starts(shuffle) == {0: 2, 1: 2}, "R3"
+
+
+def test_BL_12_editions_are_forgotten_with_what_was_built_from_them() -> None:
+    stand = Stand(executors=2)
+    lineage = Lineage()
+    below = lineage.persist(lineage.source(1))
+    above = lineage.persist(lineage.map(below))
+    shuffle = lineage.shuffle(above, 1)
+    job = stand.submit(lineage, lineage.read(shuffle))
+    stand.succeed(stand.one(0), cached=(in_memory(below, 0, 10), in_memory(above, 0, 20)))
+    stand.run(job)
+    stand.do(Released(nodes=(below,), blobs=(BlobId(job),)))
+    assert (below, 0) in stand.core.blocks.checksums, "the shuffle and the other node stand on it"
+    stand.do(Released(shuffles=(shuffle,)))
+    assert (below, 0) in stand.core.blocks.checksums, "the other node stands on it"
+    stand.do(Released(nodes=(above,)))
+    assert not stand.core.blocks.checksums and not stand.core.blocks.outlived
 
 
 def test_BL_12_a_killed_attempt_changes_no_cached_partition() -> None:
