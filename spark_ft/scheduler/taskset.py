@@ -409,7 +409,7 @@ class TaskSet:
             self._limit_s = max(settings.speculation_multiplier * self.usual_s, settings.speculation_min_s)
         self._slow.clear()
         for task in self.active.values() if self.mode is Mode.OPEN else ():
-            if len(task.attempts) == 1 and task.attempts[0].room is Room.SHARED:
+            if _may_have_second(task):
                 attempt = task.attempts[0]
                 long = attempt.started_s is not None and now_s - attempt.started_s > self._limit_s
                 if attempt.suspect or (enough and long):
@@ -418,14 +418,14 @@ class TaskSet:
 
     def hurry(self, task: Task) -> None:
         """Its attempt may not end in time: a second one elsewhere, as if slow, while no parent lacks."""
-        if self.mode is Mode.OPEN and len(task.attempts) == 1 and task not in self._slow:
+        if self.mode is Mode.OPEN and _may_have_second(task) and task not in self._slow:
             self._slow.append(task)
 
     def take_slow(self, executor: ExecutorState) -> Task | None:
         """A slow task for a second attempt on another executor."""
         for _ in range(len(self._slow)):
             task = self._slow.popleft()
-            if task.state is not State.RUNNING or len(task.attempts) != 1:
+            if task.state is not State.RUNNING or not _may_have_second(task):
                 continue
             if task.attempts[0].executor is executor:
                 self._slow.append(task)
@@ -440,6 +440,12 @@ class TaskSet:
     @property
     def has_delayed(self) -> bool:
         return bool(self._delayed)
+
+
+def _may_have_second(task: Task) -> bool:
+    """Whether a second attempt may begin beside the one that runs: not of a task that is to have room."""
+    room = task.trouble.room if task.trouble is not None else Room.SHARED
+    return len(task.attempts) == 1 and task.attempts[0].room is Room.SHARED and room is Room.SHARED
 
 
 def _first(queue: deque[Entry]) -> Task | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spark_ft.protocol.messages import KillExecutor, KillTask, UserError
+from spark_ft.protocol.messages import KillExecutor, KillTask, Leaving, UserError
 from tests.builders import Launched, Lineage, Stand
 
 
@@ -187,3 +187,14 @@ def test_TK_5_the_twin_of_a_suspect_is_killed_before_it_ends_a_process_outside()
     assert twin.task in {kill.task for kill in stand.messages(KillTask)}
     stand.add_executor("h0")
     assert [note["room"] for note in stand.noted("quarantine")] == ["ALONE"]
+
+
+def test_MEM_1_EX_13_a_task_with_room_around_it_gets_no_twin_when_its_executor_is_to_leave() -> None:
+    lineage, stand = Lineage(), Stand(executors=4, speculation=True)
+    stand.submit(lineage, lineage.source(1))
+    stand.end(stand.one(0), UserError("MemoryError", "", "", "TASK_OUT_OF_MEMORY"))
+    again = stand.one(0)
+    stand.start(again)
+    stand.tell(again.executor, Leaving(4.0))
+    stand.pass_time(3.0)
+    assert stand.running() == [again] and [n["room"] for n in stand.noted("quarantine")] == ["ROOMY"]
