@@ -39,12 +39,19 @@ class Block:
 class Store:
     """What one executor has written."""
 
-    __slots__ = ("blocks", "outputs", "sealed")
+    __slots__ = ("blocks", "outputs", "sealed", "to_rot")
 
     def __init__(self) -> None:
         self.outputs: dict[TaskId, Output] = {}
         self.blocks: dict[bytes, Block] = {}
         self.sealed = False
+        self.to_rot = 0  # outputs that turn bad as they are written (BL-10)
+
+    def commit(self, attempt: TaskId, output: Output) -> None:
+        if self.to_rot:
+            self.to_rot -= 1
+            output.damage = "corrupt"
+        self.outputs[attempt] = output
 
     def drop(self, fingerprints: Collection[Fingerprint]) -> None:
         for attempt in [a for a, output in self.outputs.items() if output.fingerprint in fingerprints]:

@@ -227,7 +227,7 @@ class Executor(Process):
 
     def _block(self, key: Key, name: bytes, content: Content) -> CachedBlock:
         ref = BlockRef(self.host, self.me, 0, name, 1, content.value & 0xFFFFFFFF)
-        return CachedBlock(key[0], key[1], 1, ref, content.value & 0xFFFFFFFF | 1)
+        return CachedBlock(*key, 1, ref, _checksum(content))
 
     # --- Slots ---
 
@@ -471,7 +471,7 @@ class Executor(Process):
             store = disk.store(self.me)
             if store.sealed:
                 world.violated("S8", f"{self.me} commits into its sealed store")
-            store.outputs[launch.task] = Output(status, shape.fingerprint, content, world.clock.now_s)
+            store.commit(launch.task, Output(status, shape.fingerprint, content, world.clock.now_s))
             world.contents[launch.task] = content
             world.reached("commit", self)
             if self.state != DEAD:
@@ -494,11 +494,23 @@ class Executor(Process):
                 if not full:
                     self._store(run, key, content)
                 continue
+            if self._finds_no_room(run, key):
+                run.cached.append(CachedBlock(*key, 0, checksum=_checksum(content), kept=False))
+                continue
             if key not in self.memory and len(self.memory) >= self.world.options.memory:
                 self.evict(run, full)
             self.memory[key] = content
-            run.cached.append(CachedBlock(key[0], key[1], 1, checksum=content.value & 0xFFFFFFFF | 1))
+            run.cached.append(CachedBlock(*key, 1, checksum=_checksum(content)))
         run.fresh = {}
+
+    def _finds_no_room(self, run: Run, key: Key) -> bool:
+        """In one history of four some partitions are too large for any memory (BL-12)."""
+        world = self.world
+        return (
+            world.chance(16, 0) < 0.25
+            and key[0] not in world.lineage.spills
+            and world.chance(17, hash((key, run.launch.task)) & 0xFFFFFFFF) < 0.5
+        )
 
     def evict(self, run: Run | None, full: bool = False) -> None:
         """The oldest partition has to go; its end is told with a task's, as the engine does."""
@@ -513,6 +525,10 @@ class Executor(Process):
         name = b"rdd%d.%d.%d" % (key[0], key[1], run.launch.task)
         self.world.disk(self.host).store(self.me).blocks[name] = Block(content, self.world.clock.now_s)
         run.cached.append(self._block(key, name, content))
+
+
+def _checksum(content: Content) -> int:
+    return content.value & 0xFFFFFFFF | 1
 
 
 def _node_of(name: bytes) -> int:

@@ -423,7 +423,11 @@ class Nemesis:
         output = None if store is None else store.outputs.get(status.attempt)
         if store is None or output is None:
             return False
-        if how:
+        if how == "corrupt" and rng.random() < 0.3:  # all that is there, and the next that will be (BL-10)
+            for other in store.outputs.values():
+                other.damage = how
+            store.to_rot = 4
+        elif how:
             output.damage = how
         else:
             del store.outputs[status.attempt]

@@ -54,8 +54,8 @@ _START = frozenset({b"application_start", b"application_end"})
 _LAST_TO_GO = frozenset({b"recovery_start", b"recovery_end", b"log_gap"})
 # One or more lines for each task: what a log that is too long does without.  All other kinds are kept.
 _PASSING = frozenset({
-    b"task_start", b"task_end", b"task_killed", b"speculation", b"cached", b"uncached", b"block_lost",
-    b"fetch_failed", b"output_lost", b"output_adopted", b"output_replaced", b"output_refused",
+    b"task_start", b"task_end", b"task_killed", b"speculation", b"cached", b"not_cached", b"uncached",
+    b"block_lost", b"fetch_failed", b"output_lost", b"output_adopted", b"output_replaced", b"output_refused",
     b"stale_task_end", b"stale_generation", b"ended_after_kill", b"message_from_fenced",
     b"message_not_for_scheduler", b"executor_spawned", b"output_copied", b"output_copy_lost",
     b"output_moved", b"block_copied", b"block_moved", b"copy_failed", b"copy_refused", b"stale_copy",

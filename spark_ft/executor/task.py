@@ -50,7 +50,7 @@ from spark_ft.settings import Settings
 from spark_ft.shuffle.spill import estimate_bytes, in_batches
 from spark_ft.shuffle.writer import write_map_output
 from spark_ft.storage.blocks import OutputKey
-from spark_ft.storage.digest import Digest
+from spark_ft.storage.digest import UNKNOWN, Digest
 from spark_ft.storage.memory import Held
 from spark_ft.taskcontext import BarrierTaskContext, TaskContext
 
@@ -319,22 +319,42 @@ class _Attempt:
         if not level.useMemory:
             return self._write(node, partition, records)
         batches: deque[list[Any]] = deque()
-        size, digest = 0, Digest()
-        for batch in in_batches(records):
+        size, digest, more = 0, Digest(), in_batches(records)
+        for batch in more:
             batches.append(batch)
             digest.add(batch)
             size += estimate_bytes(batch)
             if not self._make_room(node.id, size):
-                rest = itertools.chain(_drained(batches), records)
-                return self._write(node, partition, rest) if level.useDisk else rest
+                if level.useDisk:
+                    return self._write(node, partition, itertools.chain(_drained(batches), records))
+                return itertools.chain.from_iterable(self._pass_on(node.id, partition, batches, more, digest))
         held, checksum = list(_drained(batches)), digest.value()
         with self._lock:
             evicted = self._process.memory.put(node.id, partition, held, size, level.useDisk, checksum)
         if any((old.node, old.partition) == (node.id, partition) for old in evicted):  # no room after all
-            return self._write(node, partition, iter(held)) if level.useDisk else iter(held)
+            if level.useDisk:
+                return self._write(node, partition, iter(held))
+            self._not_kept(node.id, partition, checksum)
+            return iter(held)
         self.cached.append(CachedBlock(node.id, partition, size, checksum=checksum))
         self._let_go(evicted)
         return iter(held)
+
+    def _pass_on(
+        self, node: NodeId, partition: int, seen: deque[list[Any]], more: Iterator[list[Any]], digest: Digest
+    ) -> Iterator[list[Any]]:
+        """There is no room: the records go by.  Whoever reads them all has used this edition of the
+        partition, and says so (BL-12)."""
+        while seen:
+            yield seen.popleft()
+        for batch in more:
+            digest.add(batch)
+            yield batch
+        self._not_kept(node, partition, digest.value())
+
+    def _not_kept(self, node: NodeId, partition: int, checksum: int) -> None:
+        if checksum != UNKNOWN:  # equal to nothing: each time it is computed all others would begin again
+            self.cached.append(CachedBlock(node, partition, 0, checksum=checksum, kept=False))
 
     def drop_cache(self) -> None:
         """Memory has run out: what is only kept goes first, so that the next attempt has room (MEM-2)."""

@@ -119,9 +119,9 @@ class Recovery:
 
 # Kinds that tell of an executor or a task and are told otherwise, or too often, to be a remark on it.
 _QUIET = frozenset({
-    "cached", "uncached", "executor_spawned", "stale_task_end", "ended_after_kill", "fetch_failed",
-    "speculation", "task_killed", "output_refused", "output_lost", "rollback", "message_from_fenced",
-    "message_not_for_scheduler", "recovery_start", "recovery_end",
+    "cached", "not_cached", "uncached", "executor_spawned", "stale_task_end", "ended_after_kill",
+    "fetch_failed", "speculation", "task_killed", "output_refused", "output_lost", "rollback",
+    "message_from_fenced", "message_not_for_scheduler", "recovery_start", "recovery_end",
 })  # fmt: skip
 _REMARKS_MAX = 20  # of one executor or place
 

@@ -47,13 +47,15 @@ class MapStatus:
 class CachedBlock:
     """One partition of a persisted node as it is held: in the memory of the executor that says so
     (``block`` is None), or as a block on disk that the host serves whoever dies.  ``checksum`` is that of
-    its records, below 0 when it cannot be told; 0: it is not told."""
+    its records, below 0 when it cannot be told; 0: it is not told.  One that is not ``kept`` was computed
+    and used, and found no room."""
 
     node: NodeId
     partition: int
     size_bytes: int
     block: BlockRef | None = None
     checksum: int = 0
+    kept: bool = True
 
 
 @record

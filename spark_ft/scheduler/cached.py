@@ -64,14 +64,18 @@ class CachedBlocks:
     def add(self, executor: Incarnation, block: CachedBlock) -> None:
         """``executor`` has it in memory, or has written it to disk.  Reported twice changes nothing."""
         holding = self.held[block.node].setdefault(block.partition, Holding())
-        if block.checksum:
-            self.checksums[block.node, block.partition] = block.checksum
+        self.in_use(block)
         if block.block is None:
             holding.memory[executor] = block.size_bytes
             self.of_executor.setdefault(executor, set()).add((block.node, block.partition))
         else:
             self.disk_count += block.block.host not in holding.disk
             holding.disk[block.block.host] = block
+
+    def in_use(self, block: CachedBlock) -> None:
+        """This edition is the one that counts, held or not."""
+        if block.checksum:
+            self.checksums[block.node, block.partition] = block.checksum
 
     def differs(self, block: CachedBlock, moved: bool = False) -> bool:
         """Whether what was computed, or was ``moved`` from memory to disk, is not proved the same as what was
@@ -81,7 +85,8 @@ class CachedBlocks:
             return False
         return block.checksum != known or (known < 0 and not moved)
 
-    def is_held_by_others(self, key: Key, executor: Incarnation) -> bool:
+    def is_held_by_others(self, key: Key, executor: Incarnation | None) -> bool:
+        """Whether anybody but this executor holds it; None: anybody at all."""
         holding = self.holding(*key)
         return holding is not None and bool(holding.disk or holding.memory.keys() - {executor})
 

@@ -5,6 +5,8 @@
   computed again, other   in the place of one that was lost: what stands on that begins again; beside one
                           that is held: refused, and whoever may have read it in that memory begins again
   evicted to disk         used only if it is the edition in use
+  computed, no room       as if it had been kept and lost at once: nobody holds it, and the next one that
+                          is computed is compared with it
 
 Invariant: no attempt counts that has worked with another edition than all others do (BL-12).
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spark_ft.protocol.messages import DropBlocks, TaskEnd
+from spark_ft.protocol.messages import DropBlocks, Success, TaskEnd
 from spark_ft.scheduler.cached import CachedBlocks, Key
 from spark_ft.scheduler.copies import Copies
 from spark_ft.scheduler.dag import Dag
@@ -48,6 +50,7 @@ class Editions:
         refused = dict.fromkeys(executor.purging.pop(end.task, ()))
         evicted = set(end.dropped)
         astray: list[Key] = []
+        met: dict[Key, int] = {}  # editions
         for node, partition in end.dropped:
             if self._blocks.drop_memory(executor.id, (node, partition)):
                 self._turn.note("uncached", node=node, partition=partition, executor=executor.id)
@@ -55,7 +58,11 @@ class Editions:
                 self._copies.dropped()
         for block in end.cached:
             key = block.node, block.partition
+            if not (block.kept or (attempt.counts and isinstance(end.reason, Success))):
+                continue  # nobody has used it
             spilled = block.block is not None and key in evicted  # an attempt before this one had computed it
+            if not spilled and met.setdefault(key, block.checksum) != block.checksum:
+                usable = False  # it has computed it twice, for want of room
             differs = self._blocks.differs(block, moved=spilled)
             welcome = (
                 current
@@ -69,6 +76,8 @@ class Editions:
             gone = self._recovery.cached(executor.id, block) if welcome else None
             if gone is None:
                 usable = usable and not (welcome or differs)
+                if not block.kept:
+                    continue
                 refused[block.node] = None
                 if self._blocks.tracks(block.node) and (spilled or block.block is None):
                     astray.append(key)
@@ -77,11 +86,12 @@ class Editions:
             # What stood on the old one is dropped, and what this attempt has made of the new one with it: it
             # has read the former, or is the only one that has the latter.
             usable = usable and gone.isdisjoint(attempt.stage.tree.persisted)
-            if block.node not in gone:
+            held = self._recovery.is_held(block)
+            if held and block.node not in gone:
                 self._copies.cached(block)
             self._turn.note(
-                "cached", node=block.node, partition=block.partition, executor=executor.id,
-                size_bytes=block.size_bytes, disk=block.block is not None,
+                "cached" if held else "not_cached", node=block.node, partition=block.partition,
+                executor=executor.id, size_bytes=block.size_bytes, disk=block.block is not None,
             )  # fmt: skip
         if astray:
             self._recovery.astray(executor, astray)

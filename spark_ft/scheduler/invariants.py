@@ -202,7 +202,11 @@ def _check_blocks(core: SchedulerCore) -> None:
             assert holding.memory or holding.disk
             disk += len(holding.disk)
             assert all(core.executors.host_is_live(host) for host in holding.disk), "S7"
+            stores = {block.block.store for block in holding.disk.values() if block.block is not None}
+            assert stores.isdisjoint(core.health.quarantined), "S7: read from a store that was given up"
     assert disk == core.blocks.disk_count
+    known = core.blocks.held.keys() | core.blocks.outlived
+    assert all(node in known for node, _ in core.blocks.checksums), "S28"
     assert core.blocks.replication.keys() <= core.blocks.held.keys(), "S28"
 
 

@@ -114,14 +114,14 @@ class Recovery:
     def cached(self, executor: Incarnation, block: CachedBlock) -> set[NodeId] | None:
         """What an attempt that counts has computed and kept is held from now on.  Answers the nodes of which
         nobody may hold anything any more; None: it is another one than others hold, and may not be used.
-        One that is not proved the same as one that was lost takes its place: whatever stands on the old
-        one begins again (BL-12)."""
+        One that is not proved the same as one that was lost, or found no room, takes its place: whatever
+        stands on the old one begins again (BL-12)."""
         if not self._blocks.differs(block):
-            self._blocks.add(executor, block)
+            self._in_use(executor, block)
             return set()
         key = block.node, block.partition
         self._blocks.indeterminate.add(block.node)
-        rival = self._blocks.is_held_by_others(key, executor)
+        rival = self._blocks.is_held_by_others(key, executor if self.is_held(block) else None)
         self._turn.note(
             "cached_indeterminate_recomputed", node=block.node, partition=block.partition,
             executor=executor, used=not rival,
@@ -133,8 +133,19 @@ class Recovery:
         self._restart(lambda attempt: rests_on(attempt.stage.tree, attempt.partition, key))
         gone |= self._undo_what_rests_on(key)
         if block.node not in gone:
-            self._blocks.add(executor, block)
+            self._in_use(executor, block)
         return gone
+
+    def _in_use(self, executor: Incarnation, block: CachedBlock) -> None:
+        if self.is_held(block):
+            self._blocks.add(executor, block)
+        else:
+            self._blocks.in_use(block)
+
+    def is_held(self, block: CachedBlock) -> bool:
+        """Whether others may read it: it has found room, and not in a store that was given up (S7)."""
+        ref = block.block
+        return block.kept and (ref is None or self.is_served(ref.host, ref.store))
 
     def astray(self, executor: ExecutorState, keys: Iterable[Key]) -> None:
         """These partitions have been in this executor's memory, and nobody may use them: what it was given

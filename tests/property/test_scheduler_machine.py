@@ -221,7 +221,7 @@ class World(Stand):
         """The attempt runs to its end: a success if all that it needs can be read."""
         content: Content = {}
         cached: list[CachedBlock] = []
-        problem = self._compute(task, content, cached if cache else None, on_disk)
+        problem = self._compute(task, content, cached, on_disk, room=cache)
         if problem is not None:
             self.say(task, TaskEnd(task.task, problem))
             return
@@ -249,9 +249,15 @@ class World(Stand):
         self.say(task, TaskEnd(task.task, Killed("told to"), cached=tuple(cached)))
 
     def _compute(
-        self, task: Launched, content: Content, cached: list[CachedBlock] | None, on_disk: bool
+        self,
+        task: Launched,
+        content: Content,
+        cached: list[CachedBlock] | None,
+        on_disk: bool,
+        room: bool = True,
     ) -> FetchFailed | None:
-        """What the task reads, all told, into ``content``; or what it could not read."""
+        """What the task reads, all told, into ``content``; or what it could not read.  ``cached`` takes what
+        it says of persisted partitions."""
         if task.task not in self.far_on:
             fresh: dict[tuple[NodeId, int], Content] = {}
             try:
@@ -261,13 +267,13 @@ class World(Stand):
             self.far_on[task.task] = read, fresh
         read, fresh = self.far_on[task.task]
         content.update(read)
-        if cached is None:  # no room: nobody can compare what it has computed
-            for node, partition in fresh:
-                content.pop(("kept", node, partition), None)
-                content.pop(("mixed", node, partition), None)
         for (node, partition), held in fresh.items() if cached is not None else ():
             assert cached is not None
-            cached.append(self._keep(task, node, partition, held, on_disk))
+            if room:
+                cached.append(self._keep(task, node, partition, held, on_disk))
+            else:  # it is told all the same which edition was computed (BL-12)
+                (edition,) = held["kept", node, partition]
+                cached.append(CachedBlock(node, partition, 0, checksum=edition, kept=False))
         return None
 
     def _content(
@@ -573,6 +579,18 @@ class History:
         for task in self.world.told_to_stop():
             self.world.break_off(task)
 
+    def a_store_lies(self, rng: Random) -> None:
+        """Two readers in a row meet something corrupt in the store of one live executor (BL-10)."""
+        world = self.world
+        store = rng.choice(sorted(world.core.executors.live) or [""])
+        for _ in range(2):
+            for task in [task for task in world.running() if task.message.inputs]:
+                statuses = task.outputs[task.message.inputs[0].shuffle].statuses
+                here = [index for index, status in enumerate(statuses) if status.store == store]
+                if here:
+                    world.fetch_failed(task, here[0], "corrupt")
+                    break
+
     def an_output_rots(self, rng: Random) -> None:
         statuses = [s for outputs in self.world.core.outputs for s in outputs.statuses if s is not None]
         if statuses:
@@ -857,7 +875,8 @@ ACTIONS = {  # and how often they come in a long history, in relation to each ot
     "copies_are_made": 8, "a_copy_fails": 1, "somebody_is_asked_to_leave": 2,
     "who_may_leave_goes": 2,
     "barrier_is_called": 2, "an_action_ends": 1,
-    "killed_tasks_stop": 5, "an_output_rots": 3, "something_is_said_again": 2, "a_zombie_speaks": 2,
+    "killed_tasks_stop": 5, "an_output_rots": 3, "a_store_lies": 2,
+    "something_is_said_again": 2, "a_zombie_speaks": 2,
     "executor_comes": 8, "executor_dies": 4, "executor_falls_silent": 1, "executor_is_stopped": 1,
     "link_to_an_executor_breaks": 1, "worker_is_lost": 2, "worker_is_replaced": 2,
     "time_passes": 5, "the_driver_stalls": 1,

@@ -9,6 +9,7 @@ from spark_ft.ids import BlobId, Generation, HostId, Incarnation, JobId, NodeId,
 from spark_ft.protocol.effects import CancelJobs, Released, ResultLost
 from spark_ft.protocol.messages import (
     BlockRef,
+    CachedBlock,
     DropBlocks,
     ExecutorStopped,
     FetchFailed,
@@ -21,6 +22,7 @@ from spark_ft.protocol.messages import (
     StoredResult,
     StoresServed,
     Success,
+    UserError,
     WorkerLost,
 )
 from tests.builders import Launched, Lineage, Stand, block, current_generation, in_memory
@@ -1114,3 +1116,91 @@ def test_BL_12_a_killed_attempt_changes_no_cached_partition() -> None:
     stand.end(task, Killed("told to"), cached=(in_memory(node, 0, checksum=99),))
     assert current_generation(stand, shuffle) == 0 and 0 not in stand.core.blocks.held[node]
     assert stand.messages(DropBlocks, task.executor)[-1].nodes == (node,)
+
+
+def passed_by(node: int, partition: int, checksum: int) -> CachedBlock:
+    """A partition that its task computed and used, and that found no room."""
+    return CachedBlock(NodeId(node), partition, 0, checksum=checksum, kept=False)
+
+
+def two_uses_without_room(stand: Stand) -> tuple[NodeId, ShuffleId, JobId]:
+    """As ``two_uses``, in a memory that is full."""
+    lineage = Lineage()
+    node = lineage.persist(lineage.source(1))
+    shuffle = lineage.shuffle(node, 1)
+    job = stand.submit(lineage, lineage.zip(node, lineage.read(shuffle)))
+    stand.succeed(stand.one(0), cached=(passed_by(node, 0, 10),))
+    return node, shuffle, job
+
+
+def test_BL_12_what_found_no_room_and_comes_out_different_is_not_mixed_with_what_it_was() -> None:
+    stand = Stand(executors=2)
+    node, shuffle, job = two_uses_without_room(stand)
+    assert not stand.core.blocks.held[node], "nobody holds it"
+    stand.succeed(stand.one(0), cached=(passed_by(node, 0, 99),))
+    assert current_generation(stand, shuffle) == 1 and stand.results[job] == {}, "S17"
+    stand.succeed(stand.one(0), cached=(passed_by(node, 0, 99),))
+    stand.succeed(stand.one(0), cached=(passed_by(node, 0, 99),))
+    assert stand.finished[job] is None and stand.starts(shuffle) == {0: 2}
+
+
+def test_BL_12_what_finds_no_room_and_comes_out_the_same_costs_nothing() -> None:
+    stand = Stand(executors=2)
+    node, shuffle, job = two_uses_without_room(stand)
+    stand.succeed(stand.one(0), cached=(passed_by(node, 0, 10),))
+    assert stand.finished[job] is None and stand.starts(shuffle) == {0: 1}
+    assert not stand.kinds()["rollback"] and len(stand.noted("not_cached")) == 2
+
+
+def test_BL_12_one_that_never_comes_out_the_same_and_finds_no_room_ends_its_job_by_name() -> None:
+    stand = Stand(executors=2)
+    node, _, job = two_uses_without_room(stand)
+    for edition in range(100, 400):
+        if job in stand.finished:
+            break
+        stand.succeed(stand.one(0), cached=(passed_by(node, 0, edition),))
+    failure = stand.finished[job]
+    assert failure is not None and failure.condition == "INDETERMINATE_OUTPUT_ROLLBACK"
+
+
+def test_BL_12_who_computes_another_edition_beside_a_held_one_for_want_of_room_does_not_count() -> None:
+    stand = Stand(executors=1, locality_wait_s=0.0)
+    lineage, node, holder = elsewhere(stand)
+    job = stand.submit(lineage, lineage.map(node))
+    astray = stand.one(0)
+    assert astray.executor != holder
+    stand.succeed(astray, cached=(passed_by(node, 0, 99),))
+    assert stand.results[job] == {} and stand.kinds()["output_refused"] == 1
+    assert set(stand.core.blocks.held[node][0].memory) == {holder}
+
+
+def test_BL_12_nor_who_has_computed_one_twice_and_got_two() -> None:
+    lineage, stand = Lineage(), Stand(executors=1)
+    node = lineage.persist(lineage.source(1))
+    job = stand.submit(lineage, lineage.zip(node, lineage.map(node)))
+    stand.succeed(stand.one(0), cached=(passed_by(node, 0, 10), passed_by(node, 0, 11)))
+    assert stand.results[job] == {} and stand.kinds()["output_refused"] == 1
+    stand.pass_time(1.0)
+    stand.succeed(stand.one(0), cached=(passed_by(node, 0, 12), passed_by(node, 0, 12)))
+    assert stand.finished[job] is None
+
+
+def test_BL_12_an_attempt_that_failed_has_used_nothing() -> None:
+    stand = Stand(executors=2)
+    node, shuffle, job = two_uses_without_room(stand)
+    stand.end(stand.one(0), UserError("ValueError", "no", "trace"), cached=(passed_by(node, 0, 99),))
+    stand.succeed(stand.one(0), cached=(passed_by(node, 0, 10),))
+    assert stand.finished[job] is None and current_generation(stand, shuffle) == 0
+
+
+def test_BL_10_a_block_in_a_store_that_was_given_up_is_held_by_nobody_and_its_edition_counts() -> None:
+    stand = Stand(executors=2)
+    lineage = Lineage()
+    node = lineage.persist(lineage.source(1))
+    job = stand.submit(lineage, node)
+    task = stand.one(0)
+    stand.core.health.quarantined.add(task.executor)
+    written = replace(block(node, 0, stand.host_of[task.executor], task.executor), checksum=10)
+    stand.succeed(task, cached=(written,))
+    assert stand.finished[job] is None and not stand.core.blocks.held[node]
+    assert stand.core.blocks.checksums == {(node, 0): 10}
