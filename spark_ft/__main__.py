@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import spark_ft
+from spark_ft.daemons import manager, pair, worker
 from spark_ft.observe import explain, status
 
 _BANNER = """\
@@ -29,6 +30,8 @@ def main() -> None:
 
 main.add_command(status)
 main.add_command(explain)
+main.add_command(manager)
+main.add_command(worker)
 
 
 @main.command()
@@ -38,17 +41,13 @@ def version() -> None:
 
 
 @main.command()
-@click.option("--master", default=None, help="local[N], local[N,F] or local-cluster[W,C,MB]; local[*].")
+@click.option("--master", default=None, help="local[N], local-cluster[W,C,MB], spark://HOST:PORT; local[*].")
 @click.option("--name", default="spark_ft shell", show_default=True, help="Name of the application.")
 @click.option("--conf", "settings", multiple=True, metavar="KEY=VALUE", help="A setting; may be repeated.")
 def shell(master: str | None, name: str, settings: tuple[str, ...]) -> None:
     """An interactive Python shell with a SparkContext named sc."""
     conf = spark_ft.SparkConf().setAppName(name)
-    for item in settings:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise click.BadParameter(f"expected KEY=VALUE, not {item!r}", param_hint="--conf")
-        conf.set(key, value)
+    conf.setAll(pair(item) for item in settings)
     if master is not None:
         conf.setMaster(master)
     with spark_ft.SparkContext(conf=conf) as sc:

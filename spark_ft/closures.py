@@ -28,6 +28,7 @@ from spark_ft.errors import PySparkException
 from spark_ft.lineage.dependency import Dependency, NarrowDependency, ShuffleDependency
 from spark_ft.lineage.node import Node
 
+CLOUDPICKLE_VERSION = str(cloudpickle.__version__)
 _PROTOCOL = 5
 
 

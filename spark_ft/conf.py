@@ -17,11 +17,14 @@ _system_properties: dict[str, str] = {}  # what SparkContext.setSystemProperty k
 
 
 def _defaults_file() -> dict[str, str]:
-    """The pairs of ``$SPARK_CONF_DIR/spark-defaults.conf``: ``key value`` or ``key=value`` lines."""
+    """The pairs of ``$SPARK_CONF_DIR/spark-defaults.conf``."""
     folder = environment("SPARK_CONF_DIR")
     path = Path(folder) / "spark-defaults.conf"
-    if not folder or not path.is_file():
-        return {}
+    return read_properties(path) if folder and path.is_file() else {}
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """The pairs of a file of ``key value`` or ``key=value`` lines.  Raises OSError."""
     pairs: dict[str, str] = {}
     for raw in path.read_text(encoding="utf-8").splitlines():
         line = raw.strip()

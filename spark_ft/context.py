@@ -118,7 +118,7 @@ class SparkContext(DriverSession):
                 self._listeners.add(listener)
             try:
                 driver = Driver(settings, self.environment, (self._status.note, self._listeners.note))
-            except BaseException:  # Ctrl-C too: nobody else would stop their thread
+            except BaseException:
                 self._listeners.stop(0.0)
                 raise
             self._files = files.Registry(
@@ -127,7 +127,7 @@ class SparkContext(DriverSession):
             self._open(driver)
             try:
                 self._set_up(driver, pyFiles or ())
-            except BaseException:  # as above; here the cluster's processes run already
+            except BaseException:
                 self._end("could not be started")
                 raise
             SparkContext._active_spark_context = self

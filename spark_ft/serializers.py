@@ -7,7 +7,6 @@ batch (``rows.py``).  ``dumps`` and ``loads`` work for programs that use them by
 from __future__ import annotations
 
 import marshal
-from abc import ABC, abstractmethod
 from typing import Any
 
 from spark_ft import closures
@@ -15,16 +14,14 @@ from spark_ft import closures
 __all__ = ["CPickleSerializer", "MarshalSerializer", "PickleSerializer"]
 
 
-class Serializer(ABC):
+class Serializer:
     """Objects to bytes and back."""
 
-    @abstractmethod
     def dumps(self, obj: Any) -> bytes:
-        """An object as bytes."""
+        raise NotImplementedError
 
-    @abstractmethod
     def loads(self, obj: bytes) -> Any:
-        """The object again."""
+        raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)

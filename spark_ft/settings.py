@@ -117,6 +117,12 @@ class Settings:
     local_dir: str = _key("spark.local.dir", "", _path, "scratch; the system's temporary directory when empty")
     driver_host: str = _key("spark.driver.host", "", str, "of the driver's sockets, as others find it; the bind address when empty")
     driver_bind: str = _key("spark.driver.bindAddress", "", str, "where they listen; at the driver's host when empty, by ipc when that is, too")
+    secret: str = _key("spark.authenticate.secret", "", str, "of a spark:// cluster; who has another is no part of it")
+    driver_port: int = _key("spark.driver.port", 0, _whole, "of its control socket; 0: any", least=0, most=65535)
+    driver_data_port: int = _key("spark.driver.blockManager.port", 0, _whole, "of its block server; 0: any", least=0, most=65535)
+    submit_timeout_s: float = _key("spark.ft.submitTimeout", 60.0, seconds, "a driver waits so long for a manager", least=0)
+    cores_max: int = _key("spark.cores.max", 0, _whole, "of a spark:// cluster, in all; 0: all there are", least=0)
+    work_ttl_s: float = _key("spark.worker.cleanup.appDataTtl", 7 * 86400.0, seconds, "a worker keeps what nobody asks for", least=0)
     advertise_directory: str = _key("spark.ft.advertise.directory", "", _path, "of ipc sockets, as others find it; as bound when empty")
     log_level: str = _key("spark.log.level", "WARN", str.upper, "of the engine's log on stderr")
     default_parallelism: int = _key("spark.default.parallelism", 0, _whole, "reduce partitions; 0: not set", least=0)
@@ -296,6 +302,15 @@ def known_keys() -> frozenset[str]:
 def environment(name: str, default: str = "") -> str:
     """The one door to environment variables."""
     return os.environ.get(name, default)
+
+
+def apply_environment(pairs: Mapping[str, str]) -> None:
+    """Set what a program wants of its executors' environment (``spark.executorEnv.*``), save for what
+    was fixed when the interpreter started."""
+    prefix = "spark.executorEnv."
+    for key, value in pairs.items():
+        if key.startswith(prefix) and key != f"{prefix}PYTHONHASHSEED":
+            os.environ[key.removeprefix(prefix)] = value
 
 
 def snapshot_environment() -> dict[bytes, bytes]:

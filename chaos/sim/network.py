@@ -7,7 +7,6 @@ tuple of the messages of one turn; nothing is encoded, for the codec decides not
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -110,7 +109,7 @@ class _Peer:
         self.wake_s = inf
 
 
-class Process(ABC):
+class Process:
     """One life of one process: a core, its links, and whether it lives, is stopped or is dead.
 
     ``router``: it is bound, so strangers may connect to it.  ``offset_s``: its machine's clock is that much
@@ -286,9 +285,8 @@ class Process(ABC):
             if self.state == DEAD:
                 return
 
-    @abstractmethod
     def perform(self, effect: Effect) -> None:
-        """Carry out what only processes of this role ask for."""
+        raise NotImplementedError
 
     # --- In ---
 

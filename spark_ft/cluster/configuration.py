@@ -1,4 +1,6 @@
-"""What the parent of a worker or a manager tells it: one line of JSON on its stdin."""
+"""What the parent of a worker or a manager tells it: one line of JSON on its stdin.
+
+With ``parent_pid`` 0 it has no parent, and is a daemon: it ends by a signal alone."""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from typing import Any, TypeVar
 class WorkerConfig:
     """``granter`` is the manager, or the driver in ``local[n]`` (``has_manager`` False): then
     ``assignment`` holds the fields of its AssignExecutors.  ``roots``: directories of hosts whose
-    stores executors may open themselves.  ``settings`` are SparkConf's pairs."""
+    stores executors may open themselves.  ``settings`` are SparkConf's pairs.
+
+    ``masters``: of a daemon, where managers are to be found; then ``granter`` is nobody, and ``root`` is
+    shared by all applications that are given executors here.
+    """
 
     me: str
     host: str
@@ -29,16 +35,20 @@ class WorkerConfig:
     parent_pid: int
     settings: dict[str, str] = field(default_factory=dict)
     assignment: dict[str, Any] | None = None
+    masters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ManagerConfig:
+    """``work_dir``: of a daemon, where it keeps what has to outlive it."""
+
     me: str
     endpoint: str
     scratch: str
     token: str  # hex
     parent_pid: int
     settings: dict[str, str] = field(default_factory=dict)
+    work_dir: str = ""
 
 
 Config = TypeVar("Config", WorkerConfig, ManagerConfig)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from spark_ft.clock import BootClock
 from spark_ft.cluster.configuration import ManagerConfig, WorkerConfig
+from spark_ft.cluster.interface import cores_and_slots
 from spark_ft.cluster.processes import Interpreter, StopWatching, watch_process
 from spark_ft.cluster.scratch import Scratch
 from spark_ft.cluster.worker import EXIT_LEFT, SIGKILL
@@ -69,7 +70,7 @@ def parse_master(settings: Settings) -> Layout:
         count = len(os.sched_getaffinity(0)) if local[1] == "*" else int(local[1] or 1)
         failures = int(local[2] or 1)  # as in Spark: local[n] retries nothing that is blamed on the task
         if count and failures:
-            cores, slots = _cores_and_slots(settings, count)
+            cores, slots = cores_and_slots(settings, count)
             executors = max(1, count // cores)
             memory = settings.executor_memory_bytes
             if settings.driver_memory_bytes and "spark.executor.memory" not in settings.extra:
@@ -79,31 +80,14 @@ def parse_master(settings: Settings) -> Layout:
     if cluster:
         workers, cores, memory_mib = map(int, cluster.groups())
         if workers and cores and memory_mib:
-            each, slots = _cores_and_slots(settings, cores)
+            each, slots = cores_and_slots(settings, cores)
             executors = max(1, cores // each)
             memory = (memory_mib << 20) // executors
             return Layout(workers, executors, slots, memory, True, settings.max_failures)
     raise SettingsError(
         f"Could not parse Master URL: '{settings.master}'; known are local, local[n], local[*], "
-        "local[n,failures] and local-cluster[workers,cores,memory in MiB]"
+        "local[n,failures], local-cluster[workers,cores,memory in MiB] and spark://host:port"
     )
-
-
-def _cores_and_slots(settings: Settings, there: int) -> tuple[int, int]:
-    """Cores of one executor where so many are ``there``, and how many tasks run in it at a time (UE-8).
-
-    Raises SettingsError when no executor can have as many cores as a task takes.
-    """
-    wanted = settings.executor_cores
-    if "spark.executor.cores" not in settings.extra:
-        wanted = max(wanted, settings.task_cpus)
-    cores = min(wanted, there)
-    if settings.task_cpus > cores:
-        raise SettingsError(
-            f"spark.task.cpus={settings.task_cpus}: no executor can run such a task, each has {cores} "
-            "core(s); lower it, or give executors more (spark.executor.cores, the master URL)"
-        )
-    return cores, cores // settings.task_cpus
 
 
 @dataclass(slots=True)
@@ -134,6 +118,8 @@ class LocalCluster:
         if self.layout.managed:
             self.parallelism = max(2, self.parallelism)
         self.max_failures = self.layout.max_failures
+        self.executor_memory_bytes = self.layout.memory_bytes
+        self.token: bytes | None = None
         wanted = settings.executor_instances if self.layout.managed else 0
         total = self.layout.workers * self.layout.executors
         self.expected_executors = min(wanted or total, total)
@@ -142,7 +128,7 @@ class LocalCluster:
             "manager": {},  # it starts no executor: what the program says of their environment is not for it
             "worker": {
                 "OMP_NUM_THREADS": environment("OMP_NUM_THREADS", str(self.layout.slots)),
-                **_allocator(self.layout.memory_bytes),
+                **allocator(self.layout.memory_bytes),
                 **executor_env,
                 "PYTHONHASHSEED": str(settings.hash_seed),
             },
@@ -382,7 +368,7 @@ class LocalCluster:
             process.interpreter.disown()
 
 
-def _allocator(memory_bytes: int) -> dict[str, str]:
+def allocator(memory_bytes: int) -> dict[str, str]:
     """How malloc behaves in executors: it keeps what was freed, up to a sixteenth of their memory.
 
     By default every batch of a megabyte is given back to the kernel and faulted in anew, which costs

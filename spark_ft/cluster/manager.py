@@ -126,6 +126,10 @@ class ManagerCore:
         heard_s = min(worker.heard_s for worker in self._workers.values())
         return min(self._look_s, heard_s + self._settings.silence_s)
 
+    def cores(self) -> int:
+        """Of all workers, granted or not."""
+        return sum(worker.offer.cores for worker in self._workers.values())
+
     # --- Messages ----------------------------------------------------------------------------
 
     def _received(self, sender: Incarnation, message: Message, now_s: float, out: list[Effect]) -> None:

@@ -201,10 +201,31 @@ def is_at_end(fd: int) -> bool:
     return any(events & select.POLLHUP and not events & select.POLLIN for _, events in poll.poll(0))
 
 
-def on_terminate(function: Callable[[], None]) -> None:
-    """Call ``function`` in the main thread on SIGTERM; SIGINT is the terminal's and means nothing here."""
+def on_terminate(function: Callable[[], None], interrupt: bool = False) -> None:
+    """Call ``function`` in the main thread on SIGTERM; SIGINT is the terminal's and means nothing here,
+    or, with ``interrupt``, the same."""
     signal.signal(signal.SIGTERM, lambda number, frame: function())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, (lambda number, frame: function()) if interrupt else signal.SIG_IGN)
+
+
+def become(role: str, config: Spec, environment: Mapping[str, str]) -> NoReturn:
+    """Go on as a fresh interpreter that runs ``spark_ft.cluster.main <role>``, under the same pid: what
+    ``Interpreter`` starts, with nobody above it.  Its stdin is one line, its configuration."""
+    ours, theirs = os.pipe()
+    os.write(theirs, json.dumps(config).encode() + b"\n")  # less than a pipe holds
+    os.close(theirs)
+    os.dup2(ours, 0)
+    os.close(ours)
+    path = [str(entry) or os.getcwd() for entry in sys.path]
+    arguments = [sys.executable or "python3", "-c", _BOOT, role, json.dumps(path)]
+    os.execve(arguments[0], arguments, child_environment(environment))
+
+
+def no_stdin() -> None:
+    """Nobody speaks to this process by its stdin any more."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
 
 
 def kill_descendants() -> None:
@@ -280,21 +301,20 @@ def _fork_again(
     try:
         requests.close()
         os.setsid()
-        _redirect(request.get("stderr", ""))
+        no_stdin()
+        _redirect(2, request.get("stderr", ""))
+        _redirect(1, request.get("stdout", ""))  # else the driver's own, so that prints are seen
         status = entries[request["kind"]]({**request["spec"], "lifeline": lifeline}, fds)
     except BaseException:  # the last frame of this process: whatever it was, it is written down and it ends
         traceback.print_exc()
     exit_now(status)
 
 
-def _redirect(stderr: str) -> None:
-    """stdin from nowhere, stderr to its log; stdout stays the driver's, so that prints are seen."""
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    if stderr:
-        log = os.open(stderr, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-        os.dup2(log, 2)
+def _redirect(fd: int, path: str) -> None:
+    """What is written there goes to the end of a log file."""
+    if path:
+        log = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        os.dup2(log, fd)
         os.close(log)
 
 
@@ -359,6 +379,7 @@ class Children:
         spec: Spec,
         *,
         stderr: str = "",
+        stdout: str = "",
         fds: Sequence[int] = (),
         on_spawned: Callable[[int], None] = lambda pid: None,
         on_end: Callable[[int, int, str], None] = lambda status, signal, why: None,
@@ -368,7 +389,9 @@ class Children:
         is set when there never was a process."""
         self._number += 1
         self._pending[self._number] = _Pending(on_spawned, on_end, on_stopped, self._clock.now_s())
-        request = json.dumps({"number": self._number, "kind": kind, "spec": dict(spec), "stderr": stderr})
+        request = json.dumps(
+            {"number": self._number, "kind": kind, "spec": dict(spec), "stderr": stderr, "stdout": stdout}
+        )
         try:
             socket.send_fds(self._warm, [request.encode()], list(fds))
         except OSError as error:

@@ -27,16 +27,18 @@ from spark_ft.clock import BootClock
 from spark_ft.cluster import processes
 from spark_ft.cluster.configuration import WorkerConfig, read_config
 from spark_ft.cluster.copier import Copier
+from spark_ft.cluster.finder import Finder
+from spark_ft.cluster.holding import Holding, applications_in, directory_of
 from spark_ft.cluster.oom import OomCounters
 from spark_ft.cluster.processes import Children, Spec
 from spark_ft.cluster.procfs import Pulse, record_self, recorded
 from spark_ft.cluster.scratch import Scratch, collect_leftovers, hold_root
 from spark_ft.cluster.worker import SIGKILL, WorkerCore
-from spark_ft.errors import RemoteProtocolError
+from spark_ft.errors import ClusterError, RemoteProtocolError
 from spark_ft.executor import main as executor_main
 from spark_ft.executor import stacks
 from spark_ft.executor.slots import marks_path, read_beat, read_marks
-from spark_ft.ids import Fingerprint, HostId, Incarnation
+from spark_ft.ids import AppId, Fingerprint, HostId, Incarnation
 from spark_ft.log import get_logger, set_level
 from spark_ft.protocol import codec
 from spark_ft.protocol.effects import (
@@ -71,6 +73,7 @@ from spark_ft.transport.blocks import BlockServer
 from spark_ft.transport.host import Host
 from spark_ft.transport.sockets import advertised
 
+EXIT_CANNOT_START = 78
 PROBE_TIMEOUT_S = 10.0
 SURVEY_TIMEOUT_S = 60.0  # after a reboot every byte is read
 
@@ -139,7 +142,12 @@ def run() -> NoReturn:
     if config is None:
         children.close(0.0)
         processes.exit_now(0)
-    worker = _Worker(config, children)
+    try:
+        worker = _Worker(config, children)
+    except ClusterError as error:  # an address or a directory that is taken
+        log.error("cannot start: %s", error)
+        children.close(0.0)
+        processes.exit_now(EXIT_CANNOT_START)
     worker.serve()
 
 
@@ -159,20 +167,26 @@ class _Worker:
         self._ooms = OomCounters()
         self._probes: dict[int, float] = {}  # pid -> when it is taken to hang
         self._watched: set[int] = set()
-        self._dropped: set[bytes] = set()
-        self._collect_at_s = self._clock.now_s() + settings.gc_interval_s
-        self._collecting = False
         self._asked_to_leave = False
         self._lines = b""  # of our stdin, the last one unfinished
+        self._is_daemon = not config.parent_pid
         self._root = Path(config.root)
-        for name in ("stores", "tmp", "log", "run"):
-            (self._root / name).mkdir(parents=True, exist_ok=True)
-        self._scratch = Scratch.join(Path(config.scratch))
+        self._root.mkdir(parents=True, exist_ok=True)
+        if self._is_daemon:
+            processes.no_stdin()
+        else:
+            self._scratch = Scratch.join(Path(config.scratch))
         self._rebooted = hold_root(self._root, Incarnation(config.me))
-        me, host, granter = Incarnation(config.me), HostId(config.host), Incarnation(config.granter)
-        token = bytes.fromhex(config.token)
-        self._reader = StoreReader({host: self._root})
-        self._server = BlockServer(config.data_endpoint, token, serve(self._reader, host))
+        me, granter = Incarnation(config.me), Incarnation(config.granter)
+        host = self._host_id = HostId(config.host)
+        self._token = token = bytes.fromhex(config.token)
+        # By application; a worker that serves one alone holds its own root for it.  The reader knows each as
+        # a host of its own, and finds a store by its name, which is an incarnation's.
+        self._holdings: dict[AppId, Holding] = {}
+        self._holding_of: dict[Incarnation, Holding] = {}  # of live executors, and of their drivers
+        self._roots: dict[HostId, Path] = {}
+        self._reader = StoreReader(self._roots)
+        self._server = BlockServer(config.data_endpoint, token, serve(self._reader))
         self._server.start()
         core = WorkerCore(
             me,
@@ -196,15 +210,16 @@ class _Worker:
             max_message_bytes=settings.max_message_bytes,
             peer_silence_s=settings.silence_s,
         )
-        self._copier = Copier(me, host, self._root, token, settings, self._host.post)
-        self._host.connect(granter, config.granter_endpoint)
+        if not self._is_daemon:
+            self._hold(AppId(""))
+            self._host.connect(granter, config.granter_endpoint)
         self._actions: dict[type, Callable[[Any], None]] = {
             SpawnExecutor: self._spawn,
             KillProcess: self._kill,
             AskStacks: self._ask_stacks,
             DropStores: self._drop,
-            Copy: self._copier.copy,
-            Forget: lambda effect: self._copier.forget(effect.nodes, effect.copies),
+            Copy: self._copy,
+            Forget: self._forget,
             Measure: self._measure,
             Connect: lambda effect: self._host.connect(effect.to, effect.endpoint),
             WatchProcess: self._watch_process,
@@ -216,15 +231,44 @@ class _Worker:
         host = self._host
         self._children.attach(host.watch, host.unwatch)
         self._take_over()
-        host.watch(0, self._stdin)
-        parent = self._config.parent_pid
-        if os.getppid() != parent:
-            self._end(0, "the parent is gone")
-        processes.watch_process(parent, host.watch, host.unwatch, lambda: self._end(0, "the parent is gone"))
-        processes.on_terminate(lambda: host.call(self._terminated))
-        threading.Thread(target=collect_leftovers, args=(self._scratch.path.parent,), daemon=True).start()
+        processes.on_terminate(lambda: host.call(self._terminated), interrupt=self._is_daemon)
+        if self._is_daemon:
+            self._find_managers()
+        else:
+            self._obey_parent(self._config.parent_pid)
         host.run()
         self._end(0, "the loop has ended")
+
+    def _obey_parent(self, parent: int) -> None:
+        host = self._host
+
+        def gone() -> NoReturn:
+            self._end(0, "the parent is gone")
+
+        host.watch(0, self._stdin)
+        if os.getppid() != parent:
+            gone()
+        processes.watch_process(parent, host.watch, host.unwatch, gone)
+        threading.Thread(target=collect_leftovers, args=(self._scratch.path.parent,), daemon=True).start()
+
+    def _find_managers(self) -> None:
+        """Register with whoever is active, now and whenever that changes."""
+        host, config = self._host, self._config
+        log.info(
+            "worker %s (%s): %d cores, %d MiB; stores below %s, served at %s", config.me, config.host,
+            config.cores, config.memory_bytes >> 20, config.root, self._server.endpoint,
+        )  # fmt: skip
+
+        def refused(why: str) -> None:
+            host.call(lambda: self._end(EXIT_CANNOT_START, f"no manager will have us: {why}"))
+
+        Finder(
+            tuple(config.masters),
+            self._token,
+            "worker",
+            lambda found: host.post(GranterMoved(found.manager, found.endpoint)),
+            refused,
+        )
 
     def _stdin(self) -> None:
         """The parent says that another manager has come; or it has ended."""
@@ -239,7 +283,8 @@ class _Worker:
     def _terminated(self) -> None:
         """SIGTERM.  A parent that ends us has closed our stdin before; anybody else lets us leave in order,
         and who asks twice cannot wait."""
-        if self._asked_to_leave or not self._settings.decommission or processes.is_at_end(0):
+        is_at_end = not self._is_daemon and processes.is_at_end(0)
+        if self._asked_to_leave or not self._settings.decommission or is_at_end:
             self._end(0, "terminated")
         self._asked_to_leave = True
         self._host.post(LeaveWanted(self._settings.decommission_s))
@@ -257,6 +302,11 @@ class _Worker:
 
     def _spawn(self, effect: SpawnExecutor) -> None:
         executor, wanted = effect.executor, effect.assignment
+        holding = self._hold(wanted.app)
+        self._holding_of[executor] = self._holding_of[wanted.driver] = holding
+        roots = self._config.roots
+        if self._is_daemon:  # other applications' stores are nothing to it
+            roots = {self._config.host: str(holding.root)}
         spec = {
             "me": executor,
             "worker": self._config.me,
@@ -267,25 +317,33 @@ class _Worker:
             "settings": wanted.settings,
             "slots": wanted.slots,
             "memory_bytes": wanted.memory_bytes,
-            "root": self._config.root,
-            "roots": self._config.roots,
+            "root": str(holding.root),
+            "roots": roots,
             "token": self._config.token,
-            "ready": str(self._ready_path(executor)),
+            "ready": str(holding.ready_path(executor)),
         }
         self._children.spawn(
             "executor",
             spec,
-            stderr=str(self._log_path(executor)),
+            stderr=str(holding.log_path(executor)),
+            stdout=str(holding.log_path(executor, "stdout")) if self._is_daemon else "",
             on_spawned=partial(self._spawned, executor),
             on_end=partial(self._exited, executor),
             on_stopped=partial(self._was_stopped, executor),
         )
 
-    def _ready_path(self, executor: Incarnation) -> Path:
-        return self._root / "run" / f"{executor}.ready"
-
-    def _log_path(self, executor: Incarnation) -> Path:
-        return self._root / "log" / f"{executor}.stderr"
+    def _hold(self, app: AppId) -> Holding:
+        """What this application has here, from now on if not before."""
+        key = app if self._is_daemon else AppId("")
+        holding = self._holdings.get(key)
+        if holding is None:
+            root = directory_of(self._root, app) if self._is_daemon else self._root
+            me, settings = Incarnation(self._config.me), self._settings
+            copier = Copier(me, self._host_id, root, self._token, settings, self._host.post)
+            holding = Holding(key, root, copier, self._clock.now_s() + settings.gc_interval_s)
+            self._holdings[key] = holding
+            self._roots[HostId(key)] = root
+        return holding
 
     def _spawned(self, executor: Incarnation, pid: int) -> None:
         self._pids[executor] = pid
@@ -300,19 +358,21 @@ class _Worker:
         self._pids.pop(executor, None)
         self._pulses.pop(executor, None)
         self._stopped.discard(executor)
-        (self._root / "run" / executor).unlink(missing_ok=True)
-        registered = self._ready_path(executor).exists()
-        self._ready_path(executor).unlink(missing_ok=True)
-        marks = marks_path(self._ready_path(executor))
+        holding = self._holding_of.pop(executor)
+        ready = holding.ready_path(executor)
+        (holding.root / "run" / executor).unlink(missing_ok=True)
+        registered = ready.exists()
+        ready.unlink(missing_ok=True)
+        marks = marks_path(ready)
         running = read_marks(marks)
         marks.unlink(missing_ok=True)
-        stacks.stacks_path(self._ready_path(executor)).unlink(missing_ok=True)
-        words = why or processes.tail(self._log_path(executor))
+        stacks.stacks_path(ready).unlink(missing_ok=True)
+        words = why or processes.tail(holding.log_path(executor))
         oom = self._ooms.told_of_a_kill() and signal == SIGKILL
         peak_bytes = self._children.rss_peak_bytes
         end = ChildExited(executor, status, signal, words, (), registered, running, oom, peak_bytes)
-        if any((self._root / part / executor).is_dir() for part in ("stores", "tmp")):
-            self._start_probe(end)
+        if any((holding.root / part / executor).is_dir() for part in ("stores", "tmp")):
+            self._start_probe(holding, end)
         else:
             self._host.post(end)
 
@@ -325,7 +385,11 @@ class _Worker:
         def answer(text: str) -> None:
             self._host.post(StacksDumped(effect.executor, text))
 
-        path = stacks.stacks_path(self._ready_path(effect.executor))
+        holding = self._holding_of.get(effect.executor)
+        if holding is None:
+            answer("")  # it has ended
+            return
+        path = stacks.stacks_path(holding.ready_path(effect.executor))
         stacks.ask(self._pids.get(effect.executor, -1), path, answer)
 
     # --- What was here before us ---------------------------------------------------------------------
@@ -333,35 +397,34 @@ class _Worker:
     def _take_over(self) -> None:
         """Adopt the executors that outlived the worker before us, and have every store that has lost its
         writer surveyed; only then anybody hears of us (WK-1, WK-3)."""
-        run = self._root / "run"
-        heirlooms = []
-        for process in recorded(run):
-            executor = Incarnation(process.name)
-            if self._children.adopt(
-                process, partial(self._exited, executor), partial(self._was_stopped, executor)
-            ):
-                self._pids[executor] = process.pid
-                self._pulses[executor] = Pulse(process.pid, self._clock.now_s())
-                heirlooms.append((executor, Incarnation(process.driver)))
-        names = sorted(path.name for path in (self._root / "stores").iterdir())
-        left = [name for name in names if name not in self._pids]
+        for app in applications_in(self._root) if self._is_daemon else ():
+            self._hold(app)
+        heirlooms = [pair for holding in self._holdings.values() for pair in self._adopt(holding)]
         outputs: list[MapStatus] = []
-        whole = [name for name in names if name in self._pids]
+        whole: list[str] = []
+        left: list[tuple[Holding, str]] = []
+        for holding in self._holdings.values():
+            for name in holding.stores():
+                if name in self._pids:
+                    whole.append(name)
+                else:
+                    left.append((holding, name))
 
-        def surveyed(store: str, told: object) -> None:
-            left.remove(store)
+        def surveyed(item: tuple[Holding, str], told: object) -> None:
+            left.remove(item)
             if isinstance(told, StoresServed):
                 outputs.extend(told.outputs)
-                whole.append(store)
+                whole.append(item[1])
             else:
-                self._quarantine(store)
+                _quarantine(*item)
             if not left:
                 done()
 
         def done() -> None:
-            for path in run.iterdir():  # of those that have not lived to see us
-                if path.name.partition(".")[0] not in self._pids:
-                    path.unlink(missing_ok=True)
+            for holding in self._holdings.values():
+                for path in (holding.root / "run").iterdir():  # of those that have not lived to see us
+                    if path.name.partition(".")[0] not in self._pids:
+                        path.unlink(missing_ok=True)
             self._host.post(Inherited(tuple(heirlooms), tuple(outputs), tuple(whole)))
             config = self._config
             if config.assignment is not None:  # local[n]: the driver's wish comes with the configuration
@@ -370,21 +433,29 @@ class _Worker:
 
         if not left:
             done()
-        for store in list(left):
+        for item in list(left):
             spec = {
-                "root": self._config.root, "host": self._config.host, "store": store, "deep": self._rebooted,
+                "root": str(item[0].root), "host": self._host_id, "store": item[1], "deep": self._rebooted,
             }  # fmt: skip
-            self._ask("survey", spec, partial(surveyed, store), SURVEY_TIMEOUT_S)
+            self._ask("survey", spec, item[0], partial(surveyed, item), SURVEY_TIMEOUT_S)
 
-    def _quarantine(self, store: str) -> None:
-        """A store that kills whoever looks at it (ST-9), or is none: out of everybody's sight, and away with
-        the next round of garbage collection."""
-        log.warning("store %s cannot be read and is taken out of use", store)
-        with contextlib.suppress(OSError):
-            (self._root / "quarantine").mkdir(exist_ok=True)
-            (self._root / "stores" / store).rename(self._root / "quarantine" / store)
+    def _adopt(self, holding: Holding) -> list[tuple[Incarnation, Incarnation]]:
+        """Executors of this application that live, with their drivers."""
+        heirlooms = []
+        for process in recorded(holding.root / "run"):
+            executor, driver = Incarnation(process.name), Incarnation(process.driver)
+            if self._children.adopt(
+                process, partial(self._exited, executor), partial(self._was_stopped, executor)
+            ):
+                self._pids[executor] = process.pid
+                self._pulses[executor] = Pulse(process.pid, self._clock.now_s())
+                self._holding_of[executor] = self._holding_of[driver] = holding
+                heirlooms.append((executor, driver))
+        return heirlooms
 
-    def _ask(self, kind: str, spec: Spec, then: Callable[[object], None], timeout_s: float) -> None:
+    def _ask(
+        self, kind: str, spec: Spec, holding: Holding, then: Callable[[object], None], timeout_s: float
+    ) -> None:
         """Have a disposable child look at a store: ``then`` gets the message that it wrote, or None when it
         has crashed, or hung."""
         ours, theirs = os.pipe()
@@ -410,12 +481,12 @@ class _Worker:
             self._probes[pid] = self._clock.now_s() + timeout_s
 
         self._host.watch(ours, readable)
-        self._children.spawn(kind, spec, stderr=self._service_log(), fds=[theirs], on_spawned=spawned)
+        self._children.spawn(kind, spec, stderr=_service_log(holding), fds=[theirs], on_spawned=spawned)
         os.close(theirs)
 
     # --- After an executor's death -----------------------------------------------------------------
 
-    def _start_probe(self, end: ChildExited) -> None:
+    def _start_probe(self, holding: Holding, end: ChildExited) -> None:
         """Ask a disposable child for the outputs that the dead executor committed (EX-4), then tell of
         its end: its writer is reaped, so the answer is final."""
 
@@ -423,56 +494,74 @@ class _Worker:
             outputs = told.outputs if isinstance(told, ExecutorExited) else ()  # a crash: nothing is adopted
             self._host.post(replace(end, outputs=outputs))
 
-        spec = {"root": self._config.root, "host": self._config.host, "executor": end.executor}
-        self._ask("probe", spec, probed, PROBE_TIMEOUT_S)
-
-    def _service_log(self) -> str:
-        return str(self._root / "log" / "service.stderr")
+        spec = {"root": str(holding.root), "host": self._host_id, "executor": end.executor}
+        self._ask("probe", spec, holding, probed, PROBE_TIMEOUT_S)
 
     # --- Beats, garbage ---------------------------------------------------------------------------
 
     def _measure(self, effect: Measure) -> None:
         now_s = self._clock.now_s()
         rows = tuple((e, pulse.busy_s(now_s), e in self._stopped) for e, pulse in self._pulses.items())
-        said = tuple((e, read_beat(marks_path(self._ready_path(e)))) for e in self._pulses)
+        said = tuple((e, read_beat(marks_path(self._holding_of[e].ready_path(e)))) for e in self._pulses)
         self._host.post(ChildrenSeen(rows, shutil.disk_usage(self._root).free, said))
         self._children.check_warm()
         self._children.check_adopted()
         for pid, hangs_at_s in list(self._probes.items()):
             if now_s >= hangs_at_s:
                 self._children.signal(pid, SIGKILL)
-        if now_s >= self._collect_at_s:
-            self._collect(now_s)
+        for holding in self._holdings.values():
+            if now_s >= holding.collect_at_s:
+                self._collect(holding, now_s)
+
+    def _copy(self, effect: Copy) -> None:
+        holding = self._holding_of.get(effect.owner)
+        if holding is not None:
+            holding.copier.copy(effect)
+
+    def _forget(self, effect: Forget) -> None:
+        for holding in self._holdings.values():
+            holding.copier.forget(effect.nodes, effect.copies)
 
     def _drop(self, effect: DropStores) -> None:
-        if effect.app is not None:  # its executors are reaped: nobody writes here any more
-            for name in ("stores", "tmp"):
-                shutil.rmtree(self._root / name, ignore_errors=True)
-                (self._root / name).mkdir(exist_ok=True)
+        if effect.app is not None:  # its executors are reaped: nobody writes there any more
+            self._drop_all(effect.app)
             return
-        self._copier.drop(Fingerprint(item) for item in effect.fingerprints)
-        self._dropped.update(effect.fingerprints)
-        self._collect_at_s = min(self._collect_at_s, self._clock.now_s() + 1.0)  # several come together
+        soon_s = self._clock.now_s() + 1.0  # several come together
+        for holding in self._holdings.values():
+            holding.copier.drop(Fingerprint(item) for item in effect.fingerprints)
+            holding.dropped.update(effect.fingerprints)
+            holding.collect_at_s = min(holding.collect_at_s, soon_s)
 
-    def _collect(self, now_s: float) -> None:
-        self._collect_at_s = now_s + self._settings.gc_interval_s
-        self._reader.tidy()
-        if self._collecting or not any((self._root / "stores").iterdir()):
+    def _drop_all(self, app: AppId) -> None:
+        holding = self._holdings.get(app if self._is_daemon else AppId(""))
+        if holding is None:
             return
-        self._collecting = True
-        dropped, self._dropped = self._dropped, set()
+        if self._is_daemon:
+            del self._holdings[app], self._roots[HostId(app)]
+            for driver in [name for name, of in self._holding_of.items() if of is holding]:
+                del self._holding_of[driver]
+            holding.copier.close()
+        holding.clear()
+
+    def _collect(self, holding: Holding, now_s: float) -> None:
+        holding.collect_at_s = now_s + self._settings.gc_interval_s
+        self._reader.tidy()
+        if holding.collecting or not holding.stores():
+            return
+        holding.collecting = True
+        dropped, holding.dropped = holding.dropped, set()
 
         def ended(status: int, signal: int, why: str) -> None:
-            self._collecting = False
+            holding.collecting = False
             if status or signal:
-                self._dropped |= dropped  # the next round tries again
+                holding.dropped |= dropped  # the next round tries again
 
         spec = {
-            "root": self._config.root,
-            "live": [*self._pids, *([self._config.me] if self._copier.is_writing else [])],
+            "root": str(holding.root),
+            "live": [*self._pids, *([self._config.me] if holding.copier.is_writing else [])],
             "dropped": [item.hex() for item in dropped],
         }
-        self._children.spawn("collect", spec, stderr=self._service_log(), on_end=ended)
+        self._children.spawn("collect", spec, stderr=_service_log(holding), on_end=ended)
 
     # --- The driver's process ----------------------------------------------------------------------
 
@@ -486,3 +575,16 @@ class _Worker:
             self._host.post(PeerGone(effect.peer, "its process has ended"))
 
         processes.watch_process(effect.pid, self._host.watch, self._host.unwatch, gone)
+
+
+def _quarantine(holding: Holding, store: str) -> None:
+    """A store that kills whoever looks at it (ST-9), or is none: out of everybody's sight, and away with
+    the next round of garbage collection."""
+    log.warning("store %s cannot be read and is taken out of use", store)
+    with contextlib.suppress(OSError):
+        (holding.root / "quarantine").mkdir(exist_ok=True)
+        (holding.root / "stores" / store).rename(holding.root / "quarantine" / store)
+
+
+def _service_log(holding: Holding) -> str:
+    return str(holding.root / "log" / "service.stderr")

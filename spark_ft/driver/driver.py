@@ -27,7 +27,9 @@ from typing import Any
 from spark_ft import accumulators, closures
 from spark_ft.clock import BootClock, wall_ms
 from spark_ft.cluster.copier import Copier
+from spark_ft.cluster.interface import ClusterManager
 from spark_ft.cluster.local import LocalCluster
+from spark_ft.cluster.standalone import StandaloneCluster
 from spark_ft.driver.eventlog import open_event_log
 from spark_ft.driver.handle import JobHandle
 from spark_ft.errors import ClusterError, FetchError
@@ -85,6 +87,13 @@ _INLINE_BLOB = 1 << 20  # larger stage blobs stand in the driver's store
 log = get_logger(__name__)
 
 
+def open_cluster(settings: Settings, executor_env: Mapping[str, str]) -> ClusterManager:
+    """Whom the master URL means.  Raises SettingsError, ClusterError."""
+    if settings.master.strip().startswith("spark://"):
+        return StandaloneCluster(settings, executor_env)
+    return LocalCluster(settings, executor_env)
+
+
 class Driver:
     """Runs jobs on a cluster of its own making.  All methods may be called from any thread.
 
@@ -101,11 +110,11 @@ class Driver:
         self.settings = settings
         self.me: Incarnation = new_incarnation("driver")
         self.start_ms = wall_ms()
-        self.cluster = LocalCluster(settings, executor_env or {})
+        self.cluster = open_cluster(settings, executor_env or {})
         self.app_id = AppId(settings.app_id or self.cluster.new_app_id(self.start_ms))
         self.default_parallelism = settings.default_parallelism or self.cluster.parallelism
         self._observers = tuple(observers)
-        self._token = secrets.token_bytes(16)
+        self._token = self.cluster.token or secrets.token_bytes(16)
         self._jobs: dict[JobId, JobHandle] = {}
         self._job_ids = itertools.count()
         self._blob_ids = itertools.count()
@@ -131,8 +140,12 @@ class Driver:
             self._reader = StoreReader(self._roots)
             data_endpoint = self.cluster.endpoint("driver-data")
             self._server = BlockServer(data_endpoint, self._token, serve(self._reader, DRIVER_HOST))
-            said = self.cluster.layout  # the master may say more than the settings do
-            own = replace(settings, max_failures=said.max_failures, executor_memory_bytes=said.memory_bytes)
+            said = self.cluster  # the master may say more than the settings do
+            own = replace(
+                settings,
+                max_failures=said.max_failures,
+                executor_memory_bytes=said.executor_memory_bytes,
+            )
             self._core = SchedulerCore(own, self.me, self.app_id, versions())
             self._host = Host(
                 self._core,
@@ -162,7 +175,7 @@ class Driver:
             self._thread = threading.Thread(target=self._host.run, name="spark-ft-driver", daemon=True)
             self._thread.start()
             self.cluster.wait_until_up()
-        except BaseException:  # Ctrl-C too: nobody gets this object to stop what has been started
+        except BaseException:
             self.stop()
             raise
 

@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 from spark_ft import closures, failpoints
 from spark_ft.clock import BootClock, cpu_s
+from spark_ft.errors import SettingsError
 from spark_ft.executor.core import EXIT_DRIVER_GONE, ExecutorCore
 from spark_ft.executor.exporter import Exporter
 from spark_ft.executor.progress import Meter
@@ -53,7 +54,7 @@ from spark_ft.protocol.effects import (
     ReleaseBarrier,
     RunTask,
 )
-from spark_ft.settings import Settings
+from spark_ft.settings import Settings, apply_environment, environment
 from spark_ft.transport.host import Host
 
 WatchProcess = Callable[  # (pid, watch, unwatch, what to do when it has ended)
@@ -73,6 +74,12 @@ def run(spec: Mapping[str, Any], fds: Sequence[int], watch_process: WatchProcess
         executor_memory_bytes=spec["memory_bytes"],
         executor_cores=spec["slots"],
     )
+    seed = environment("PYTHONHASHSEED")
+    if seed != str(settings.hash_seed):
+        raise SettingsError(
+            f"spark.ft.hashSeed={settings.hash_seed}: the worker's processes hash under {seed or 'no'} seed"
+        )
+    apply_environment(spec["settings"])
     me = Incarnation(spec["me"])
     failpoints.arm(settings.failpoints, me)
     if settings.faulthandler:

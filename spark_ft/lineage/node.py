@@ -15,7 +15,6 @@ Spark's RDD.scala class comment.)
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,7 +60,7 @@ class TaskEnv(Protocol):
         """The bytes of a block of the driver's or a worker's store, verified.  Raises FetchFailed."""
 
 
-class Node(ABC):
+class Node:
     """A handle on one lineage node; see the module's head for the five properties."""
 
     __slots__ = ("__weakref__", "dependencies", "id", "partitioner", "storage")
@@ -84,9 +83,8 @@ class Node(ABC):
         self.storage: StorageLevel = StorageLevel.NONE
 
     @property
-    @abstractmethod
     def partition_count(self) -> int:
-        """How many partitions; a source may look for its input to tell, and raises JobError without any."""
+        raise NotImplementedError(type(self).__name__)
 
     @property
     def is_persisted(self) -> bool:
@@ -97,9 +95,8 @@ class Node(ABC):
         """Whether ``compute`` holds records in memory, up to its share of the task's budget."""
         return False
 
-    @abstractmethod
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
-        """The records of one partition; lazy."""
+        raise NotImplementedError(type(self).__name__)
 
     def preferred(self, partition: int) -> Sequence[HostId]:
         return ()

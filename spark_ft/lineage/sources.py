@@ -41,9 +41,6 @@ class Empty(Node):
     def partition_count(self) -> int:
         return 0
 
-    def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
-        return iter(())
-
 
 # --- Collections ------------------------------------------------------------------------------
 
@@ -69,7 +66,7 @@ class ParallelCollection(Node):
         return chain.from_iterable(rows.iter_batches(data))
 
 
-class NoSuchSlices(Empty):
+class NoSuchSlices(Node):
     """What a negative number of slices makes: an error when it is used."""
 
     __slots__ = ("count",)

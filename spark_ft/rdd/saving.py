@@ -79,7 +79,7 @@ def save(path: str, run: RunJob, writer: Writer, extension: str = "") -> list[st
         with open(os.path.join(staging, "_SUCCESS"), "wb"):
             pass
         _publish(staging, target)
-    except BaseException:  # Ctrl-C too: a directory that is not published is nobody's
+    except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return [os.path.join(target, part) for part in parts]
@@ -144,7 +144,7 @@ def _write_part(
             else:
                 with codec.writer(file) as compressed:
                     writer(compressed, records)
-    except BaseException:  # user code ran above, and a kill is a BaseException: half a part goes
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise

@@ -71,7 +71,7 @@ def write_map_output(
     try:
         buckets.write(output)
         return output.commit(accums())
-    except BaseException:  # user code runs above, and a kill is a BaseException: no half output stays
+    except BaseException:
         with contextlib.suppress(StorageError):  # a store in trouble: its garbage is collected later
             output.abort()
         raise

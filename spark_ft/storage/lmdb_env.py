@@ -466,7 +466,7 @@ def _open_segment(path: Path) -> Segment:
         _registry.add(segment)
         try:
             _check_format(segment)
-        except BaseException:  # a kill too: it is in the registry, and nobody gets it to close it
+        except BaseException:
             segment.close()
             raise
         return segment

@@ -30,26 +30,26 @@ class Addresses:
     host: str = ""
 
     @classmethod
-    def of_driver(cls, settings: Settings) -> Addresses:
-        """What these settings say.  Raises ClusterError (BAD_BIND_ADDRESS) within 5 s for a name that is not
-        known, and for an address that others can reach, which takes keys."""
-        given = settings.driver_bind or settings.driver_host
+    def of_driver(cls, settings: Settings, default: str = "", *, has_keys: bool = False) -> Addresses:
+        """What these settings say, or ``default``, an address.  Raises ClusterError (BAD_BIND_ADDRESS) within
+        5 s for a name that is not known, and for an address that others can reach, which takes keys."""
+        given = settings.driver_bind or settings.driver_host or default
         if not given:
             return cls()
         key = BIND if settings.driver_bind else HOST
         bind = address_of(key, given)
-        if not is_private(f"tcp://{bind}:*"):
+        if not has_keys and not is_private(f"tcp://{bind}:*"):
             raise refusal(
                 key,
                 given,
-                "other machines can reach it, which takes CURVE keys, and a local master has none; leave it "
+                "other machines can reach it, which takes CURVE keys, and there are none; leave it "
                 "unset, or take an address that is this machine's alone, such as 127.0.0.1",
             )
         return cls(bind, address_of(HOST, settings.driver_host) if settings.driver_host else bind)
 
-    def endpoint(self) -> str:
+    def endpoint(self, port: int = 0) -> str:
         """Where to bind, or ''."""
-        return f"tcp://{self.bind}:*" if self.bind else ""
+        return f"tcp://{self.bind}:{port or '*'}" if self.bind else ""
 
     def advertised(self, endpoint: str) -> str:
         """What others are told of a socket that is bound there.  ClusterError (BAD_BIND_ADDRESS) when it is

@@ -49,8 +49,9 @@ from spark_ft.protocol.effects import (
     Tick,
 )
 from spark_ft.protocol.messages import Fenced, Message
-from spark_ft.transport import frames
-from spark_ft.transport.link import Frame, Link
+from spark_ft.transport import frames, greeting
+from spark_ft.transport.link import Frame
+from spark_ft.transport.peer import Peer, label
 from spark_ft.transport.sockets import SENT, Bell, Net, Socket, Waiter
 
 BATCH_BYTES = 1 << 20  # messages for one peer are sent as one frame up to about here
@@ -65,43 +66,6 @@ def _raise(error: BaseException, event: Event) -> None:
     raise error
 
 
-class _Peer:
-    """One incarnation at the other end: its link, the way to it, and what this turn has to tell it."""
-
-    __slots__ = (
-        "heard_s", "incarnation", "labels", "link", "outbox", "outbox_bytes",
-        "route", "routing", "silent", "socket", "wake_s",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        incarnation: Incarnation,
-        socket: Socket,
-        routing: tuple[bytes, ...],
-        route: frames.Route,
-        now_s: float,
-        rng: Random,
-    ) -> None:
-        self.incarnation, self.socket = incarnation, socket
-        self.routing = routing  # what a ROUTER wants in front of a frame
-        self.route = route
-        self.link = Link(now_s, rng)
-        self.outbox: list[bytes] = []
-        self.labels: list[str] = []
-        self.outbox_bytes = 0
-        self.heard_s = now_s
-        self.silent = False
-        self.wake_s = inf  # the earliest entry of the host's heap for this peer
-
-    def pack_outbox(self) -> None:
-        """Hand what has gathered to the link, as one body."""
-        if self.outbox:
-            self.link.send(codec.join(self.outbox), tuple(self.labels))
-            self.outbox.clear()
-            self.labels.clear()
-            self.outbox_bytes = 0
-
-
 class Host:
     """Gives ``core`` its life under the name ``me``.
 
@@ -109,6 +73,7 @@ class Host:
     effects that are not the host's own, in the loop's thread.  ``bind``: an endpoint to listen at.
     ``peer_silence_s``: a peer of which nothing at all came for so long is PeerSilent; None: never.
     ``on_error`` gets what the core or a callback raised; unless given, it ends the loop.
+    ``greet`` answers whoever knows no more than where we are bound (greeting.py).
 
     ``dropped`` counts frames and messages that were refused or could not be sent, by reason.
     """
@@ -125,6 +90,7 @@ class Host:
         max_message_bytes: int = codec.MAX_BYTES,
         peer_silence_s: float | None = None,
         on_error: Callable[[BaseException, Event], None] = _raise,
+        greet: greeting.Answer | None = None,
     ) -> None:
         if len(token) != frames.TOKEN_BYTES:
             raise UsageError(f"a token has {frames.TOKEN_BYTES} bytes, not {len(token)}")
@@ -137,13 +103,14 @@ class Host:
         self._clock = clock
         self._perform = perform
         self._on_error = on_error
+        self._greet = greet
         self._max_message_bytes = max_message_bytes
         self._max_frame_bytes = max_message_bytes + BATCH_BYTES + frames.OVERHEAD_BYTES + 16
         self._silence_s, self._rng = peer_silence_s, Random(me)  # others draw other lots (CLK-5)
 
-        self._peers: dict[Incarnation, _Peer] = {}
+        self._peers: dict[Incarnation, Peer] = {}
         self._dealers: dict[Socket, Incarnation] = {}
-        self._dirty: dict[Incarnation, _Peer] = {}  # to be flushed at the end of this turn
+        self._dirty: dict[Incarnation, Peer] = {}  # to be flushed at the end of this turn
         self._wakeups: list[tuple[float, Incarnation]] = []  # heap; stale entries are skipped
         self._closed: OrderedDict[Incarnation, tuple[int, str | None]] = OrderedDict()  # last ack, why fenced
         self._silence_check_s = inf if peer_silence_s is None else clock.now_s()
@@ -167,7 +134,7 @@ class Host:
         if bind is not None:
             try:
                 self._router = self._net.router(bind, self._max_frame_bytes)
-            except BaseException:  # Ctrl-C too: nobody gets this object, so nobody else can close it
+            except BaseException:
                 self._close()
                 raise
             self._waiter.add(self._router)
@@ -252,7 +219,7 @@ class Host:
         if peer.outbox_bytes and peer.outbox_bytes + len(data) > BATCH_BYTES:
             peer.pack_outbox()
         peer.outbox.append(data)
-        peer.labels.append(_label(message))
+        peer.labels.append(label(message))
         peer.outbox_bytes += len(data)
         self._dirty[to] = peer
         self.sent_count += 1
@@ -406,14 +373,23 @@ class Host:
             if socket is self._router:
                 if len(parts) != 2:
                     self.dropped["parts"] += 1
-                    continue
-                self._frame(parts[1], parts[0], socket)
+                elif parts[1].startswith(greeting.MAGIC):
+                    self._greeted(parts[0], parts[1], socket)
+                else:
+                    self._frame(parts[1], parts[0], socket)
             elif len(parts) != 1 or expected is None:
                 self.dropped["parts"] += 1
             else:
                 self._frame(parts[0], expected.encode("ascii"), socket)
                 if socket not in self._dealers:
                     return  # the core has closed this peer meanwhile
+
+    def _greeted(self, routing_id: bytes, data: bytes, socket: Socket) -> None:
+        words = greeting.unpack(data, self._token)
+        if words is None or self._greet is None:
+            self.dropped["greeting"] += 1
+        else:
+            socket.send(routing_id, greeting.pack(self._token, self._greet(words)))
 
     def _frame(self, data: bytes, routing_id: bytes, socket: Socket) -> None:
         header = frames.unpack(data, self._token)
@@ -455,7 +431,7 @@ class Host:
             if self._peers.get(sender) is peer and self._stop_by_s is None:
                 self._body(peer, body)
 
-    def _body(self, peer: _Peer, body: bytes | memoryview) -> None:
+    def _body(self, peer: Peer, body: bytes | memoryview) -> None:
         try:
             raws = codec.split(body, self._max_frame_bytes)
         except RemoteProtocolError:
@@ -472,7 +448,7 @@ class Host:
             if self._peers.get(peer.incarnation) is not peer:
                 return  # that message made the core close its sender
 
-    def _unlinked(self, header: frames.Header, peer: _Peer | None) -> None:
+    def _unlinked(self, header: frames.Header, peer: Peer | None) -> None:
         """Outside every sequence there is one thing to say: that the receiver was given up."""
         try:
             message = codec.decode(header.body, self._max_message_bytes)
@@ -515,15 +491,15 @@ class Host:
                     peer.wake_s = wake_s
                     heappush(self._wakeups, (wake_s, incarnation))
 
-    def _flush(self, peer: _Peer, now_s: float | None = None) -> None:
+    def _flush(self, peer: Peer, now_s: float | None = None) -> None:
         peer.pack_outbox()
         for frame in peer.link.poll(self._clock.now_s() if now_s is None else now_s):
             self._transmit(peer, frame)
 
-    def _transmit(self, peer: _Peer, frame: Frame) -> None:
+    def _transmit(self, peer: Peer, frame: Frame) -> None:
         action = failpoints.hit("link.send")
-        for label in frame.labels:
-            action = failpoints.hit(label) or action
+        for name in frame.labels:
+            action = failpoints.hit(name) or action
         if action == "drop":
             self.dropped["failpoint"] += 1
             return
@@ -533,9 +509,9 @@ class Host:
             if outcome != SENT:
                 self.dropped[outcome] += 1  # the link will send it again
 
-    def _add_peer(self, incarnation: Incarnation, socket: Socket, routing: tuple[bytes, ...]) -> _Peer:
+    def _add_peer(self, incarnation: Incarnation, socket: Socket, routing: tuple[bytes, ...]) -> Peer:
         route = frames.Route(self._token, self.me, incarnation)
-        peer = _Peer(incarnation, socket, routing, route, self._clock.now_s(), self._rng)
+        peer = Peer(incarnation, socket, routing, route, self._clock.now_s(), self._rng)
         self._peers[incarnation] = self._dirty[incarnation] = peer
         return peer
 
@@ -586,15 +562,3 @@ class Host:
         self._peers.clear()
         self._posted.clear()
         self._ended.set()
-
-
-_labels: dict[type, str] = {}
-
-
-def _label(message: Message) -> str:
-    """The failpoint that a frame with this message passes."""
-    kind = type(message)
-    label = _labels.get(kind)
-    if label is None:
-        label = _labels[kind] = f"link.send.{kind.__name__}"
-    return label

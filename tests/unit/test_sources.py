@@ -12,7 +12,6 @@ import zlib
 from itertools import chain, pairwise
 from pathlib import Path
 
-import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -402,6 +401,7 @@ def test_a_damaged_or_truncated_pickle_file_is_an_error(tmp_path):
 
 
 def test_remote_files_are_read_unsplit():
+    fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     memory.pipe("/in/a", b"x\ny\n")
     memory.pipe("/in/_b", b"no\n")

@@ -79,7 +79,7 @@ class HangsError(Exception):
     def __str__(self):
         while True:
             with contextlib.suppress(Exception):
-                time.sleep(60)  # for ever: the engine's patience ends it, long before
+                time.sleep(60)
 
 
 class RaisesError(Exception):

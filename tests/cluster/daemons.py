@@ -1,0 +1,136 @@
+"""A standalone cluster of real daemons on loopback addresses: each worker is a host of its own, and all that
+passes between two of them passes over TCP."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from spark_ft.cluster.finder import cluster_token
+from spark_ft.executor.versions import versions
+from spark_ft.settings import Settings
+from spark_ft.transport.greeting import Greeter
+from tests.cluster.faultlib import is_alive, wait_until
+
+
+class Daemon:
+    """One of them; ``log`` is what it has written."""
+
+    def __init__(self, directory: Path, name: str, *arguments: str, **environment: str) -> None:
+        self.name = name
+        self.log_path = directory / f"{name}.log"
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "spark_ft", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def says(self, pattern: str, deadline_s: float = 15.0) -> re.Match[str]:
+        """Waits until its log has it."""
+        what = f"{pattern!r} in the log of {self.name}"
+        return wait_until(lambda: re.search(pattern, self.log), deadline_s, what)
+
+    def kill(self) -> None:
+        """SIGKILL to the daemon alone, and see it gone."""
+        self.process.kill()
+        self.process.wait(5)
+
+    def terminate(self, deadline_s: float = 10.0) -> int:
+        """SIGTERM; how it exited."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(deadline_s)
+
+
+class Standalone:
+    """A manager, and workers at 127.0.0.2, 127.0.0.3 …; whatever it started is gone after ``close``."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.directory, self.options = directory, options
+        self.daemons: list[Daemon] = []
+        self.seen: set[int] = set()  # processes of theirs
+        self.port = 0
+        self.manager = self.start_manager()
+
+    @property
+    def url(self) -> str:
+        return f"spark://127.0.0.1:{self.port}"
+
+    def start_manager(self, name: str = "manager") -> Daemon:
+        """Another one takes the port of the one before."""
+        work = str(self.directory / name)
+        daemon = self._start(name, "manager", "--port", str(self.port), "--work-dir", work)
+        begun = daemon.log.count("listens at")
+        found = wait_until(
+            lambda: re.findall(r"listens at tcp://127\.0\.0\.1:(\d+)", daemon.log)[begun:], 15, daemon.log
+        )
+        self.port = int(found[-1])
+        return daemon
+
+    def start_rival(self) -> Daemon:
+        """Another manager in the directory of the first."""
+        work = str(self.directory / "manager")
+        return self._start("rival", "manager", "--port", "0", "--work-dir", work)
+
+    def start_worker(self, number: int, cores: int = 1, memory: str = "4g", **environment: str) -> Daemon:
+        """The worker of host ``127.0.0.<number>``, once the manager has heard of it; again after a death."""
+        name = f"worker-{number}"
+        work = ["--cores", str(cores), "--memory", memory, "--work-dir", str(self.root(number))]
+        daemon = self._start(name, "worker", self.url, "--host", f"127.0.0.{number}", *work, **environment)
+        return daemon
+
+    def wait_for_cores(self, count: int) -> None:
+        """Until the manager knows workers with so many."""
+        greeter = Greeter([f"tcp://127.0.0.1:{self.port}"], cluster_token(Settings()), versions())
+
+        def cores() -> list[int]:
+            greeter.ask()
+            return [int(words["cores"]) for _, words in greeter.answers(0.05)]
+
+        try:
+            wait_until(lambda: count in cores(), what=f"{count} cores")
+        finally:
+            greeter.close()
+
+    def root(self, number: int) -> Path:
+        return self.directory / f"w{number}"
+
+    def host(self, number: int) -> str:
+        """What the worker's host is called."""
+        return wait_until(lambda: _read(self.root(number) / "host_id"), what="a host's name")
+
+    def _start(self, name: str, *arguments: str, **environment: str) -> Daemon:
+        daemon = Daemon(self.directory, name, *arguments, *self.options, **environment)
+        self.daemons.append(daemon)
+        return daemon
+
+    def close(self) -> None:
+        """Workers leave in order.  Asserts that no process is left that the daemons had begun."""
+        for daemon in self.daemons:
+            if daemon.process.poll() is None:
+                self.seen |= {child.pid for child in psutil.Process(daemon.pid).children(recursive=True)}
+                daemon.process.kill() if daemon is self.manager else daemon.process.terminate()
+        for daemon in reversed(self.daemons):
+            try:
+                daemon.process.wait(5)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+        wait_until(lambda: not any(map(is_alive, self.seen)), 5, "the end of the daemons' processes")
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
