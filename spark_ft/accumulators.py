@@ -94,14 +94,21 @@ class Accumulator(Generic[T]):
     Made by ``SparkContext.accumulator``.
     """
 
-    def __init__(self, aid: int, value: T, accum_param: AccumulatorParam[T]) -> None:
+    def __init__(
+        self, aid: int, value: T, accum_param: AccumulatorParam[T], declared: int | None = None
+    ) -> None:
         self.aid = aid
         self.accum_param = accum_param
+        self._declared = aid if declared is None else declared  # which of its context's it is
         self._value = value
         self._lock = threading.Lock()  # a program's add against the driver's merge
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, (self.aid, self.accum_param.zero(self._value), self.accum_param)
+
+    def __fingerprint__(self) -> object:
+        """What tasks get of it, under a number that is the same in every run."""
+        return self._declared, self.accum_param.zero(self._value), self.accum_param
 
     @property
     def value(self) -> T:
@@ -235,10 +242,13 @@ def take_updates() -> tuple[tuple[int, bytes], ...]:
 # --- Driver side ----------------------------------------------------------------------------
 
 
-def new_accumulator(value: T, accum_param: AccumulatorParam[T] | None = None) -> Accumulator[T]:
-    """A registered accumulator; TypeError when the type has no param of its own."""
+def new_accumulator(
+    value: T, accum_param: AccumulatorParam[T] | None = None, declared: int | None = None
+) -> Accumulator[T]:
+    """A registered accumulator, the ``declared``th of its context; TypeError when the type has no param of
+    its own."""
     param = default_param(value) if accum_param is None else accum_param
-    accumulator = Accumulator(next(_ids), value, param)
+    accumulator = Accumulator(next(_ids), value, param, declared)
     _on_driver[accumulator.aid] = accumulator
     return accumulator
 

@@ -55,6 +55,7 @@ class Broadcast(Generic[T]):
         self._id = bid
         self._block = block
         self._owner = owner
+        self._content: object = None  # stands for the value in a fingerprint
         self._destroyed = False
 
     @property
@@ -72,6 +73,10 @@ class Broadcast(Generic[T]):
             raise _destroyed(self._id)
         loaded: T = _load(self._id, self._block)
         return loaded
+
+    def __fingerprint__(self) -> object:
+        """By content: as it was when it was made, where an application can be resumed."""
+        return self._content if self._content is not None else self.value
 
     def unpersist(self, blocking: bool = False) -> None:
         """Drop the copies that executors hold; they fetch the value again when they need it."""
@@ -150,8 +155,10 @@ def collecting() -> Iterator[dict[int, Broadcast[Any]]]:
         _used.handles = before
 
 
-def new_broadcast(value: T, owner: Owner) -> Broadcast[T]:
-    """Store a value with ``owner`` and answer its handle.
+def new_broadcast(
+    value: T, owner: Owner, fingerprint: Callable[[object], object] | None = None
+) -> Broadcast[T]:
+    """Store a value with ``owner`` and answer its handle.  ``fingerprint`` looks at the value.
 
     Raises pickle.PicklingError when the value does not pickle.
     """
@@ -159,6 +166,8 @@ def new_broadcast(value: T, owner: Owner) -> Broadcast[T]:
     block = owner.put_block("broadcast", str(bid).encode(), _pickled(value))
     handle: Broadcast[T] = Broadcast(bid, block, owner)
     handle.__dict__["value"] = value
+    if fingerprint is not None:
+        handle._content = fingerprint(value)
     _handles[bid] = handle
     return handle
 

@@ -286,7 +286,8 @@ class SparkContext(DriverSession):
     def parallelize(self, c: Iterable[T], numSlices: int | None = None) -> RDD[T]:
         """Distribute a collection, cut into ``numSlices`` partitions by PySpark's rules."""
         count = self.defaultParallelism if numSlices is None else int(numSlices)
-        return RDD(self, sources.parallel_collection(self.new_node_id(), c, count, self.put_block))
+        look = self._fingerprint
+        return RDD(self, sources.parallel_collection(self.new_node_id(), c, count, self.put_block, look))
 
     def range(
         self, start: int, end: int | None = None, step: int = 1, numSlices: int | None = None
@@ -349,7 +350,7 @@ class SparkContext(DriverSession):
     def accumulator(self, value: T, accum_param: AccumulatorParam[T] | None = None) -> Accumulator[T]:
         """A sum that tasks add to.  TypeError without a param for anything but plain numbers."""
         self._live()
-        return accumulators.new_accumulator(value, accum_param)
+        return accumulators.new_accumulator(value, accum_param, next(self._accumulators))
 
     def addFile(self, path: str, recursive: bool = False) -> None:
         """Ship a file (a directory with ``recursive``) to every executor; SparkFiles.get finds it."""
@@ -480,6 +481,8 @@ class SparkContext(DriverSession):
     def write_checkpoint(self, point: CheckpointPoint) -> None:
         """Write a marked RDD by a job of its own; then it is read from there, whoever has died."""
         assert self._checkpoint_dir is not None
+        if (fingerprints := self._live().fingerprints) is not None:
+            fingerprints.fix(point)
         folder = os.path.join(self._checkpoint_dir, f"rdd-{point.rdd_id}")
         parts = save(folder, lambda function: self.run(point, function), write_batches)
         point.settle(f"file:{folder}", sources.PickleFile.of(self.new_node_id(), parts))

@@ -30,10 +30,15 @@ Fingerprint = NewType("Fingerprint", bytes)  # 16 bytes that name data on disk
 DRIVER_HOST = HostId("driver")  # the driver's own stores; by path only where there is one host
 
 
+def drawn_fingerprint() -> Fingerprint:
+    """128 random bits: what nothing else is called."""
+    return Fingerprint(secrets.token_bytes(16))
+
+
 def new_incarnation(role: str) -> Incarnation:
     """A fresh identity for one process start: ``role`` and 64 random bits.
 
-    Identity is the one place where the engine draws randomness of its own: two lives
+    Identity is the one place where the engine draws randomness of its own (here and above): two lives
     must differ even when they are started from the same seed.
     """
     return Incarnation(f"{role}-{secrets.token_hex(8)}")

@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spark_ft import accumulators, closures
 from spark_ft.clock import BootClock, wall_ms
@@ -82,6 +82,9 @@ from spark_ft.storage.blocks import StoreReader, StoreWriter, pack_block, serve
 from spark_ft.transport.blocks import BlockClient, BlockServer, RemoteFetch
 from spark_ft.transport.host import Host
 
+if TYPE_CHECKING:
+    from spark_ft.lineage.fingerprint import Fingerprints
+
 _INLINE_BLOB = 1 << 20  # larger stage blobs stand in the driver's store
 
 log = get_logger(__name__)
@@ -122,6 +125,7 @@ class Driver:
         self._shuffle_blobs: dict[ShuffleId, BlobId] = {}
         self._merges: list[tuple[tuple[int, bytes], ...]] = []
         self._lock = threading.RLock()
+        self.fingerprints = _fingerprints(settings, executor_env or {})
         self._writer: StoreWriter | None = None
         self._client: BlockClient | None = None
         self._hosts: dict[HostId, str] = {}
@@ -207,6 +211,9 @@ class Driver:
         pickled.
         """
         self._check_running()
+        if self.fingerprints is not None:
+            with self._lock:
+                self.fingerprints.job(node, function, partitions)
         shape = shape_of(node)
         chosen = tuple(range(shape.nodes[node.id].partition_count) if partitions is None else partitions)
         blob = self._add_blob(closures.dump_stage(node, function, None))
@@ -435,3 +442,14 @@ class Driver:
         self.cluster.remove_scratch()
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or a pipe without a reader
             sys.stdout.flush()
+
+
+def _fingerprints(settings: Settings, executor_env: Mapping[str, str]) -> Fingerprints | None:
+    """Only a program that was given a name can be met again.  Memory, compression and their like change how
+    records lie, never which."""
+    if not settings.app_id:
+        return None
+    from spark_ft.lineage.fingerprint import Fingerprints  # 20 ms that others need not spend
+
+    variables = {f"environment {name}": value for name, value in executor_env.items()}
+    return Fingerprints({"hash seed": str(settings.hash_seed), **variables})

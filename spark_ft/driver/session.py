@@ -27,8 +27,8 @@ from spark_ft import broadcast
 from spark_ft.broadcast import Broadcast
 from spark_ft.driver.driver import Driver
 from spark_ft.errors import UsageError
-from spark_ft.ids import Fingerprint, NodeId, ShuffleId
-from spark_ft.lineage.dependency import ShuffleDependency
+from spark_ft.ids import Fingerprint, NodeId, ShuffleId, drawn_fingerprint
+from spark_ft.lineage.dependency import Fingerprinted, ShuffleDependency
 from spark_ft.lineage.narrow import CheckpointPoint
 from spark_ft.lineage.node import Node
 from spark_ft.protocol.messages import BlockRef
@@ -70,7 +70,7 @@ class DriverSession:
         self.rng = random.Random()
         self.checkpoint_marks: MutableSet[CheckpointPoint] = weakref.WeakSet()
         self._nodes, self._rdds, self._shuffles = itertools.count(), itertools.count(), itertools.count()
-        self._fingerprint_seed = self.rng.randbytes(8)
+        self._accumulators = itertools.count()
         self._tracked: weakref.WeakSet[Any] = weakref.WeakSet()
         self._used_by_shuffle: weakref.WeakKeyDictionary[ShuffleDependency, dict[int, Any]] = (
             weakref.WeakKeyDictionary()
@@ -117,8 +117,8 @@ class DriverSession:
         return next(self._rdds)
 
     def new_shuffle(self) -> tuple[ShuffleId, Fingerprint]:
-        shuffle = ShuffleId(next(self._shuffles))
-        return shuffle, Fingerprint(self._fingerprint_seed + shuffle.to_bytes(8, "big"))
+        """A name that no other shuffle bears, until fingerprint.py gives it a lasting one."""
+        return ShuffleId(next(self._shuffles)), drawn_fingerprint()
 
     # --- Local properties ---
 
@@ -241,11 +241,17 @@ class DriverSession:
 
         Raises pickle.PicklingError when the value does not pickle.
         """
-        handle = broadcast.new_broadcast(value, self)
+        handle = broadcast.new_broadcast(value, self, self._fingerprint)
         if self._reference_tracking:
             watch = weakref.finalize(handle, _broadcast_gone, weakref.ref(self), handle.id, handle._block)
             watch.atexit = False
         return handle
+
+    @property
+    def _fingerprint(self) -> Callable[[object], Fingerprinted] | None:
+        """What looks at values that tasks will get; None where nobody will ask."""
+        fingerprints = self._live().fingerprints
+        return None if fingerprints is None else fingerprints.value
 
     def put_block(self, kind: str, name: bytes, chunks: Iterable[bytes]) -> BlockRef:
         """Write a block into the driver's store."""

@@ -102,6 +102,14 @@ class KeyOrdering:
     ascending: bool = True
 
 
+@record
+class Fingerprinted:
+    """A fingerprint, and why it is of no use to another run: ``unsafe`` is empty when it is."""
+
+    digest: Fingerprint
+    unsafe: tuple[str, ...] = ()
+
+
 @dataclass(eq=False, slots=True)
 class ShuffleDependency:
     """The parent's pairs, placed by ``partitioner``; identity is the object, as in Spark.
@@ -109,8 +117,9 @@ class ShuffleDependency:
     ``aggregator`` with ``map_side_combine`` combines before writing; without it only after
     reading.  ``group`` asks the reader for (key, ResultIterable) pairs of all the key's values.
     At most one of ``aggregator``, ``group`` and ``ordering`` is set; none of them means raw pairs.
-    ``fingerprint`` names the outputs on disk.  ``parent`` is None inside an executor's reduce task:
-    what lies beyond a shuffle is never shipped there.
+    ``fingerprint`` names the outputs on disk; drawn, until a job of an application that can be resumed
+    fixes it together with ``lineage``, what it was made from (fingerprint.py).  ``parent`` is None inside an
+    executor's reduce task: what lies beyond a shuffle is never shipped there.
     """
 
     shuffle: ShuffleId
@@ -122,6 +131,7 @@ class ShuffleDependency:
     group: bool = False
     ordering: KeyOrdering | None = None
     map_count: int = 0  # parent's partitions, fixed when the job is planned
+    lineage: Fingerprinted | None = None
     __weakref__: Any = field(init=False, repr=False)
 
 

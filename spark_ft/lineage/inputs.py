@@ -15,7 +15,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -32,12 +32,14 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=/|//)")
 @dataclass(frozen=True, slots=True)
 class InputFile:
     """One file as it was when the job was planned.  ``path`` is absolute, or a URL when ``remote``;
-    then ``mtime_ns`` is -1 and only the size is compared."""
+    then ``mtime_ns`` is -1, only the size is compared, and ``version`` is what the file system calls the
+    content: an entity tag, a time; empty where it says nothing."""
 
     path: str
     size: int
     mtime_ns: int
     remote: bool = False
+    version: str = ""
 
     @property
     def uri(self) -> str:
@@ -238,6 +240,21 @@ def _fsspec() -> Any:
     return fsspec
 
 
+_VERSIONS = (
+    "etag", "md5", "digest", "checksum", "generation", "version", "modified", "mtime", "updated", "created",
+)  # fmt: skip
+
+
+def _version(about: Mapping[str, Any]) -> str:
+    """What fsspec's file systems tell of the state of a file, under their many names for it."""
+    told = sorted((key, value) for key, value in about.items() if value and _says_version(key))
+    return "; ".join(f"{key}={value}" for key, value in told)
+
+
+def _says_version(key: str) -> bool:
+    return any(word in key.lower().replace("-", "").replace("_", "") for word in _VERSIONS)
+
+
 def _find_remote(item: str) -> list[InputFile]:
     filesystem, path = _fsspec().core.url_to_fs(item)
     if _MAGIC.search(path) or "{" in path:
@@ -249,8 +266,9 @@ def _find_remote(item: str) -> list[InputFile]:
         inside = sorted(filesystem.ls(name, detail=False)) if filesystem.isdir(name) else [name]
         for each in inside:
             if (each == name and name == path) or not _hidden(each.rpartition("/")[2]):
-                url = filesystem.unstrip_protocol(each)
-                files.append(InputFile(url, int(filesystem.size(each) or 0), -1, remote=True))
+                about = filesystem.info(each)
+                size, version = int(about.get("size") or 0), _version(about)
+                files.append(InputFile(filesystem.unstrip_protocol(each), size, -1, True, version))
     if not names:
         raise JobError(f"Input path does not exist: {item}", "INPUT_NOT_FOUND")
     return files

@@ -30,6 +30,7 @@ from spark_ft.errors import PySparkRuntimeError
 from spark_ft.ids import NodeId
 from spark_ft.lineage.dependency import (
     Dependency,
+    Fingerprinted,
     Groups,
     NarrowDependency,
     OneToOne,
@@ -294,12 +295,13 @@ class CheckpointPoint(OneToOneNode):
     All that was built on it keeps its node, and the lineage above it can be forgotten.
     """
 
-    __slots__ = ("file", "rdd_id")
+    __slots__ = ("file", "lineage", "rdd_id")
 
     def __init__(self, node_id: NodeId, parent: Node, rdd_id: int) -> None:
         super().__init__(node_id, parent, parent.partitioner)
         self.rdd_id = rdd_id
         self.file: str | None = None  # URI of the directory; None until settled
+        self.lineage: Fingerprinted | None = None  # what was saved, where an application can be resumed
 
     def settle(self, file: str, reader: Node) -> None:
         assert reader.partition_count == self.partition_count

@@ -17,8 +17,9 @@ from typing import Any
 
 from spark_ft import codecs, rows
 from spark_ft.errors import InputCorrupt, JobError, PySparkException, StorageError
-from spark_ft.ids import NodeId
+from spark_ft.ids import NodeId, drawn_fingerprint
 from spark_ft.lineage import inputs as files
+from spark_ft.lineage.dependency import Fingerprinted
 from spark_ft.lineage.inputs import InputFile, Split
 from spark_ft.lineage.node import Node, TaskEnv
 from spark_ft.protocol.messages import BlockRef
@@ -48,11 +49,17 @@ class Empty(Node):
 class ParallelCollection(Node):
     """Slices of a collection: each is a ``range``, encoded batches, or a block that holds such."""
 
-    __slots__ = ("slices",)
+    __slots__ = ("content", "slices")
 
-    def __init__(self, node_id: NodeId, slices: Sequence[range | bytes | BlockRef]) -> None:
+    def __init__(
+        self,
+        node_id: NodeId,
+        slices: Sequence[range | bytes | BlockRef],
+        content: Fingerprinted | None = None,
+    ) -> None:
         super().__init__(node_id)
         self.slices = slices
+        self.content = content
 
     @property
     def partition_count(self) -> int:
@@ -64,6 +71,19 @@ class ParallelCollection(Node):
             return iter(part)
         data = part if isinstance(part, bytes) else env.read_block(part)
         return chain.from_iterable(rows.iter_batches(data))
+
+    def __fingerprint__(self) -> object:
+        """Pickles say nothing sure of what they hold: the records, as they were when they were given."""
+        if self.content is not None:
+            return len(self.slices), self.content
+        ranges = [(part.start, part.stop, part.step) for part in self.slices if isinstance(part, range)]
+        if len(ranges) == len(self.slices):
+            return ranges
+        inline = [part for part in self.slices if isinstance(part, bytes)]
+        if len(inline) == len(self.slices):
+            return [list(chain.from_iterable(rows.iter_batches(part))) for part in inline]
+        why = "records in blocks, which are looked at when they are given and spark.app.id is set"
+        return Fingerprinted(drawn_fingerprint(), (why,))
 
 
 class NoSuchSlices(Node):
@@ -80,10 +100,17 @@ class NoSuchSlices(Node):
         raise JobError(f"Positive number of partitions required, not {self.count}", "WRONG_PARTITION_COUNT")
 
 
-def parallel_collection(node_id: NodeId, data: Iterable[Any], count: int, put_block: PutBlock) -> Node:
+def parallel_collection(
+    node_id: NodeId,
+    data: Iterable[Any],
+    count: int,
+    put_block: PutBlock,
+    fingerprint: Callable[[Any], Fingerprinted] | None = None,
+) -> Node:
     """A node with ``data`` in ``count`` slices, by PySpark's rules of slicing.
 
-    The records are pickled here and now, so what the program does to them later is not seen.
+    ``fingerprint`` looks at the records where an application can be resumed.  They are pickled here and
+    now, so what the program does to them later is not seen.
     Raises ZeroDivisionError when ``count`` is 0, pickle.PicklingError for what does not pickle.
     """
     if count < 1:
@@ -93,6 +120,7 @@ def parallel_collection(node_id: NodeId, data: Iterable[Any], count: int, put_bl
     if isinstance(data, range):
         return ParallelCollection(node_id, slice_range(data, count))
     records = data if isinstance(data, (list, tuple)) else list(data)
+    content = None if fingerprint is None else fingerprint(list(records))
     room = _INLINE_BYTES
     slices: list[bytes | BlockRef] = []
     for start, end in slice_bounds(len(records), count):
@@ -103,7 +131,7 @@ def parallel_collection(node_id: NodeId, data: Iterable[Any], count: int, put_bl
             slices.append(b"".join(first))
         else:
             slices.append(put_block("slice", b"%d-%d" % (node_id, len(slices)), chain(first, batches)))
-    return ParallelCollection(node_id, slices)
+    return ParallelCollection(node_id, slices, content)
 
 
 def slice_bounds(size: int, count: int) -> list[tuple[int, int]]:
@@ -152,6 +180,26 @@ def _until(batches: Iterator[bytes], limit: int) -> Iterator[bytes]:
             return
 
 
+# --- What names the content of files ----------------------------------------------------------
+
+
+def _identity(found: Iterable[InputFile]) -> list[tuple[str, int, int, str] | Fingerprinted]:
+    """Path, size in bytes, time of change in ns, and what a remote file system calls this version."""
+    return [
+        Fingerprinted(drawn_fingerprint(), (f"{file.uri}: its file system tells neither time nor version",))
+        if file.remote and not file.version
+        else (file.path, file.size, file.mtime_ns, file.version)
+        for file in found
+    ]
+
+
+def _cuts(splits: Iterable[Split]) -> tuple[list[Any], list[tuple[int, int, int]]]:
+    """The identity of the files, and for each split (index of its file, start, end)."""
+    index: dict[InputFile, int] = {}
+    places = [(index.setdefault(split.file, len(index)), split.start, split.end) for split in splits]
+    return _identity(index), places
+
+
 # --- Text -------------------------------------------------------------------------------------
 
 
@@ -167,6 +215,9 @@ class TextFile(Node):
         self.minimum = minimum
         self.unicode = unicode
         self.splits: list[Split] | None = None
+
+    def __fingerprint__(self) -> object:
+        return self.unicode, _cuts(self.splits or ())
 
     @property
     def partition_count(self) -> int:
@@ -284,6 +335,9 @@ class WholeFiles(Node):
         self.parallelism = parallelism
         self.groups: list[tuple[InputFile, ...]] | None = None
 
+    def __fingerprint__(self) -> object:
+        return self.unicode, [_identity(group) for group in self.groups or ()]
+
     @property
     def partition_count(self) -> int:
         if self.groups is None:
@@ -342,6 +396,9 @@ class FixedRecords(Node):
         self.minimum = minimum
         self.splits: list[Split] | None = None
 
+    def __fingerprint__(self) -> object:
+        return self.length, _cuts(self.splits or ())
+
     @property
     def partition_count(self) -> int:
         if self.splits is None:
@@ -383,6 +440,9 @@ class PickleFile(Node):
         super().__init__(node_id)
         self.paths = paths
         self.files: list[InputFile] | None = None
+
+    def __fingerprint__(self) -> object:
+        return _identity(self.files or ())
 
     @classmethod
     def of(cls, node_id: NodeId, parts: Sequence[str]) -> PickleFile:

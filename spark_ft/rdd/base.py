@@ -139,6 +139,9 @@ class RDDBase(Generic[T]):
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise ContextInTaskError(errorClass="RDD_TRANSFORM_ONLY_VALID_ON_DRIVER", messageParameters={})
 
+    def __fingerprint__(self) -> Node:
+        return self._node
+
     def getResourceProfile(self) -> None:
         """None: tasks ask for nothing but a slot."""
         return None
@@ -179,6 +182,23 @@ class RDDBase(Generic[T]):
                 assert dependency.parent is not None
                 stack.append((dependency.parent, depth + isinstance(dependency, ShuffleDependency)))
         return "\n".join(lines).encode("utf-8")
+
+    def explainFingerprint(self) -> str:
+        """What names this RDD's data for another run of the program, part by part, and what it is that
+        differs in every run, if something does (docs/resume.md).
+
+        >>> print(sc.parallelize([1, 2]).map(abs).explainFingerprint())  # doctest: +SKIP
+        Safe: another run of this program finds its data.
+        (2) Elementwise[1]  a7bd2c04
+          operation: 'map'
+          function: function builtins.abs, of CPython 3.11.7  1d40f2aa
+        (2) ParallelCollection[0]  77bd7aa3
+          input: list of 2  5f1b3f5e
+        """
+        from spark_ft.lineage.explain import explain  # 20 ms, and seldom asked for
+        from spark_ft.lineage.fingerprint import Fingerprints
+
+        return explain(self._node, Fingerprints())
 
     # --- Persist ---
 

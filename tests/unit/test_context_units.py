@@ -28,6 +28,7 @@ class FakeDriver:
     """Runs jobs by walking the nodes; notes what it was asked for."""
 
     made = ()
+    fingerprints = None
 
     def __init__(self, settings, environment, observers):
         self.closed = []
