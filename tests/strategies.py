@@ -1,4 +1,4 @@
-"""Random RDD programs as a Hypothesis strategy: chaos/programs.py draws, Hypothesis chooses and shrinks."""
+"""Random RDD programs as a Hypothesis strategy: chaos/programs draws, Hypothesis chooses and shrinks."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Broadcast(Workload):
 
 
 class Program(Workload):
-    """A random program over the whole RDD interface, compared with plain lists; see chaos/programs.py."""
+    """A random program over the whole RDD interface, compared with plain lists; see chaos/programs."""
 
     name = "program"
     deadline_s = 60.0
