@@ -27,6 +27,7 @@ import spark_ft
 from spark_ft import accumulators, files, log
 from spark_ft import conf as confs
 from spark_ft.accumulators import Accumulator, AccumulatorParam
+from spark_ft.badrecords import BadRecords
 from spark_ft.conf import SparkConf
 from spark_ft.driver.driver import Driver
 from spark_ft.driver.session import DESCRIPTION, GROUP, INTERRUPT, TAGS, DriverSession, callsite
@@ -108,6 +109,7 @@ class SparkContext(DriverSession):
             self.environment = _executor_environment(self._conf)
             settings = Settings.from_conf(self._conf.asdict())
             _report_unknown(self._conf)
+            self._bad_records = BadRecords() if settings.input_mode == "PERMISSIVE" else None
             try:
                 log.set_level(settings.log_level)
             except ValueError as error:
@@ -312,7 +314,8 @@ class SparkContext(DriverSession):
         Large plain files are split by bytes.  ``use_unicode=False`` gives bytes.
         """
         minimum = self.defaultMinPartitions if minPartitions is None else minPartitions
-        return RDD(self, sources.TextFile(self.new_node_id(), name, minimum, use_unicode))
+        node = sources.TextFile(self.new_node_id(), name, minimum, use_unicode, self._bad_records)
+        return RDD(self, node)
 
     def wholeTextFiles(
         self, path: str, minPartitions: int | None = None, use_unicode: bool = True
@@ -326,15 +329,22 @@ class SparkContext(DriverSession):
 
     def _whole_files(self, path: str, minimum: int | None, unicode: bool | None) -> RDD[Any]:
         minimum = self.defaultMinPartitions if minimum is None else minimum
-        node = sources.WholeFiles(self.new_node_id(), path, minimum, unicode, self.defaultParallelism)
-        return RDD(self, node)
+        parallelism, bad = self.defaultParallelism, self._bad_records
+        return RDD(self, sources.WholeFiles(self.new_node_id(), path, minimum, unicode, parallelism, bad))
 
     def binaryRecords(self, path: str, recordLength: int) -> RDD[bytes]:
         """Records of fixed length."""
         if recordLength < 1:
             raise ValueError(f"recordLength must be positive, not {recordLength}")
-        node = sources.FixedRecords(self.new_node_id(), path, recordLength, self.defaultMinPartitions)
-        return RDD(self, node)
+        minimum, bad = self.defaultMinPartitions, self._bad_records
+        return RDD(self, sources.FixedRecords(self.new_node_id(), path, recordLength, minimum, bad))
+
+    @property
+    def badRecords(self) -> dict[str, int]:
+        """With ``spark.ft.input.mode`` PERMISSIVE: URI -> records that were bad in what finished tasks have
+        read of it, each counted once however often it was read.  Empty in the mode FAILFAST, where the
+        first of them is an error."""
+        return {} if self._bad_records is None else self._bad_records.by_file()
 
     def pickleFile(self, name: str, minPartitions: int | None = None) -> RDD[Any]:
         """What ``saveAsPickleFile`` wrote, a partition for each part file."""

@@ -125,6 +125,7 @@ class Settings:
     work_ttl_s: float = _key("spark.worker.cleanup.appDataTtl", 7 * 86400.0, seconds, "a worker keeps what nobody asks for", least=0)
     advertise_directory: str = _key("spark.ft.advertise.directory", "", _path, "of ipc sockets, as others find it; as bound when empty")
     log_level: str = _key("spark.log.level", "WARN", str.upper, "of the engine's log on stderr")
+    input_mode: str = _key("spark.ft.input.mode", "FAILFAST", _choice("FAILFAST", "PERMISSIVE"), "PERMISSIVE: bad records of files are counted, not errors")
     default_parallelism: int = _key("spark.default.parallelism", 0, _whole, "reduce partitions; 0: not set", least=0)
 
     # Executors

@@ -30,6 +30,8 @@ _BATCH_ROWS = 1024
 _BATCH_BYTES = 128 << 10  # larger ones pickle more slowly: the table of what was met outgrows the cache
 _BOM = b"\xef\xbb\xbf"
 
+# Told of bad records instead of InputCorrupt: (URI, first byte of the split, how many of it so far).
+Tally = Callable[[str, int, int], None]
 PutBlock = Callable[[str, bytes, Iterable[bytes]], BlockRef]
 
 
@@ -207,10 +209,13 @@ class TextFile(Node):
     """The lines of files.  A line belongs to the split where it starts; it ends with ``\\n`` or
     ``\\r\\n``, which are cut off."""
 
-    __slots__ = ("minimum", "paths", "splits", "unicode")
+    __slots__ = ("bad", "minimum", "paths", "splits", "unicode")
 
-    def __init__(self, node_id: NodeId, paths: str, minimum: int, unicode: bool = True) -> None:
+    def __init__(
+        self, node_id: NodeId, paths: str, minimum: int, unicode: bool = True, bad: Tally | None = None
+    ) -> None:
         super().__init__(node_id)
+        self.bad = bad
         self.paths = paths
         self.minimum = minimum
         self.unicode = unicode
@@ -228,14 +233,17 @@ class TextFile(Node):
 
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
         assert self.splits is not None
-        return chain.from_iterable(read_lines(self.splits[partition], partition, self.unicode))
+        return chain.from_iterable(read_lines(self.splits[partition], partition, self.unicode, self.bad))
 
 
-def read_lines(split: Split, partition: int, unicode: bool = True) -> Iterator[list[Any]]:
+def read_lines(
+    split: Split, partition: int, unicode: bool = True, bad: Tally | None = None
+) -> Iterator[list[Any]]:
     """The lines of a split, a list for each block that was read.
 
     Raises InputChanged, and InputCorrupt with the file and the offset (in the decompressed data, if
-    compressed) for truncated or badly encoded input.
+    compressed) for truncated or badly encoded input.  With ``bad`` a line that is not UTF-8 counts and has
+    U+FFFD in place of what is none; the line in which a compressed file breaks off counts and is left out.
     """
     file = split.file
     with file.open() as raw:
@@ -244,12 +252,19 @@ def read_lines(split: Split, partition: int, unicode: bool = True) -> Iterator[l
         end = sys.maxsize if split.end < 0 else split.end
         if split.start:
             source.seek(split.start - 1)
-        offset = split.start
+        offset, count = split.start, 0
         try:
             for offset, chunk in _whole_lines(source.read, split.start, end):  # noqa: B007 - for the error
                 returns = b"\r" in chunk
                 if unicode:
-                    text = chunk.decode()
+                    try:
+                        text = chunk.decode()
+                    except UnicodeDecodeError:
+                        if bad is None:
+                            raise
+                        text = chunk.decode(errors="replace")
+                        count += sum(not _is_utf_8(line) for line in chunk.split(b"\n"))
+                        bad(file.uri, split.start, count)
                     lines: list[Any] = (text.replace("\r\n", "\n") if returns else text).split("\n")
                 else:
                     lines = (chunk.replace(b"\r\n", b"\n") if returns else chunk).split(b"\n")
@@ -262,8 +277,18 @@ def read_lines(split: Split, partition: int, unicode: bool = True) -> Iterator[l
                 f"(0x{error.object[error.start]:02x}, {error.reason}); partition {partition}"
             ) from None
         except codecs.CORRUPT as error:
-            raise _corrupt(file, offset, partition, error) from error
+            if bad is None:
+                raise _corrupt(file, offset, partition, error) from error
+            bad(file.uri, split.start, count + 1)
         file.check(raw)
+
+
+def _is_utf_8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _whole_lines(read: Callable[[int], bytes], start: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -320,15 +345,17 @@ class WholeFiles(Node):
     """(URI, content) pairs; small files share a partition.  ``unicode`` decodes keys and values,
     False leaves both bytes, None leaves the content bytes (``binaryFiles``)."""
 
-    __slots__ = ("groups", "minimum", "parallelism", "paths", "unicode")
+    __slots__ = ("bad", "groups", "minimum", "parallelism", "paths", "unicode")
 
     _OPEN_COST_BYTES = 4 << 20
     _MAX_BYTES = 128 << 20
 
     def __init__(
-        self, node_id: NodeId, paths: str, minimum: int, unicode: bool | None, parallelism: int
-    ) -> None:
+        self, node_id: NodeId, paths: str, minimum: int, unicode: bool | None, parallelism: int,
+        bad: Tally | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(node_id)
+        self.bad = bad
         self.paths = paths
         self.minimum = minimum
         self.unicode = unicode
@@ -360,14 +387,25 @@ class WholeFiles(Node):
 
     def _read(self, group: Sequence[InputFile], partition: int) -> Iterator[tuple[Any, Any]]:
         for file in group:
-            content = read_whole(file, partition, decompress=self.unicode is not None)
+            try:
+                content = read_whole(file, partition, decompress=self.unicode is not None)
+            except InputCorrupt:
+                if self.bad is None:
+                    raise
+                self.bad(file.uri, 0, 1)
+                continue
             if self.unicode:
                 try:
-                    yield file.uri, content.decode()
+                    text = content.decode()
                 except UnicodeDecodeError as error:
-                    raise InputCorrupt(
-                        f"{file.uri}: byte {error.start} is not UTF-8 ({error.reason}); partition {partition}"
-                    ) from None
+                    if self.bad is None:
+                        raise InputCorrupt(
+                            f"{file.uri}: byte {error.start} is not UTF-8 ({error.reason}); "
+                            f"partition {partition}"
+                        ) from None
+                    self.bad(file.uri, 0, 1)
+                    text = content.decode(errors="replace")
+                yield file.uri, text
             else:
                 yield file.uri if self.unicode is None else file.uri.encode(), content
 
@@ -387,10 +425,13 @@ def read_whole(file: InputFile, partition: int, decompress: bool) -> bytes:
 class FixedRecords(Node):
     """Records of ``length`` bytes each; splits lie on their boundaries."""
 
-    __slots__ = ("length", "minimum", "paths", "splits")
+    __slots__ = ("bad", "length", "minimum", "paths", "splits")
 
-    def __init__(self, node_id: NodeId, paths: str, length: int, minimum: int) -> None:
+    def __init__(
+        self, node_id: NodeId, paths: str, length: int, minimum: int, bad: Tally | None = None
+    ) -> None:
         super().__init__(node_id)
+        self.bad = bad
         self.paths = paths
         self.length = length
         self.minimum = minimum
@@ -417,16 +458,20 @@ class FixedRecords(Node):
         return self._read(self.splits[partition], partition)
 
     def _read(self, split: Split, partition: int) -> Iterator[bytes]:
-        length = self.length
-        if split.file.size % length:
+        length, end = self.length, split.end
+        rest = split.file.size % length
+        if rest and self.bad is None:
             raise InputCorrupt(
                 f"{split.file.uri}: {split.file.size} bytes are not a multiple of the record length "
                 f"{length}; partition {partition}"
             )
+        if rest and self.bad is not None and end == split.file.size:  # the last record is cut short
+            self.bad(split.file.uri, split.start, 1)
+            end -= rest
         with split.file.open() as raw:
             raw.seek(split.start)
             buffered = io.BufferedReader(raw, _READ_BYTES)  # type: ignore[type-var]  # a raw file
-            for _ in range(split.start, split.end, length):
+            for _ in range(split.start, end, length):
                 yield buffered.read(length)
             split.file.check(raw)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import signal
 import time
 from operator import add
 from pathlib import Path
@@ -160,6 +161,29 @@ def test_UE_2_bytes_that_are_not_utf_8_are_told_with_file_offset_and_partition(s
     raw = running.sc.textFile(str(tmp_path / "text"), 4, use_unicode=False)
     assert raw.filter(lambda line: b"\xff" in line).collect() == [b"line 17000\xff"]
     assert_works(running)
+
+
+def test_UE_2_in_permissive_mode_bad_records_are_counted_once_and_the_others_read(start, tmp_path) -> None:
+    running = start("local[2]", spark_ft_input_mode="PERMISSIVE")
+    lines = [b"line %d" % i for i in range(20_000)]
+    for number in (3, 17_000):
+        lines[number] += b"\xff"
+    (tmp_path / "text").write_bytes(b"\n".join(lines))
+    rdd, failed = running.sc.textFile(str(tmp_path / "text"), 4), Gate(tmp_path / "failed")
+
+    def fails_once(index, records):
+        count = sum(1 for _ in records)
+        if index == 0 and not failed.arrivals().get("0"):
+            failed.arrive(index)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [count]
+
+    assert running.sc.badRecords == {}
+    assert sum(rdd.mapPartitionsWithIndex(fails_once).collect()) == 20_000
+    assert running.starts("result")[0] == 2, "what an attempt counted that failed is not counted"
+    assert running.sc.badRecords == {f"file:{tmp_path}/text": 2}
+    assert rdd.filter(lambda line: "\ufffd" in line).collect() == ["line 3\ufffd", "line 17000\ufffd"]
+    assert running.sc.badRecords == {f"file:{tmp_path}/text": 2}, "read twice, counted once"
 
 
 def test_UE_2_a_record_that_user_code_cannot_read_names_its_partition(start) -> None:

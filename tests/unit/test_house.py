@@ -29,7 +29,7 @@ FLOORS: dict[int, str] = {
     0: "ids errors settings clock failpoints records interrupts"
     " conf storagelevel statcounter resultiterable resource codecs",
     1: "history lineage protocol closures rows log accumulators broadcast taskcontext files profiler"
-    " serializers",
+    " serializers badrecords",
     2: "scheduler storage transport",
     3: "shuffle",
     4: "executor cluster",
@@ -44,6 +44,7 @@ ROOM_FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.s
 
 NEIGHBOURS: dict[tuple[str, str], str] = {
     ("accumulators", "closures"): "updates travel pickled, by value where need be",
+    ("badrecords", "accumulators"): "counts of finished tasks, once: what an accumulator does",
     ("broadcast", "closures"): "a value that plain pickle refuses goes by value, as a function does",
     ("broadcast", "protocol"): "a broadcast holds the reference to its block",
     ("closures", "lineage"): "a stage's functions travel as the nodes that hold them",

@@ -400,6 +400,51 @@ def test_a_damaged_or_truncated_pickle_file_is_an_error(tmp_path):
             everything(sources.PickleFile(NodeId(1), str(tmp_path / name)))
 
 
+class Tallied(dict):
+    """What a permissive reader tells: place -> the most that was said of it."""
+
+    def __call__(self, uri: str, start: int, count: int) -> None:
+        assert count > self.get((uri, start), 0)
+        self[uri, start] = count
+
+
+def test_UE_2_a_permissive_reader_counts_lines_that_are_no_utf_8_and_gives_the_rest(tmp_path):
+    lines = [b"line %d" % i for i in range(30_000)]
+    for number in (0, 17_000, 17_001, 29_999):
+        lines[number] += b"\xff\xe2\x82"
+    (tmp_path / "text").write_bytes(b"\n".join(lines))
+    bad = Tallied()
+    node = sources.TextFile(NodeId(1), str(tmp_path / "text"), 4, bad=bad)
+    expected = [line.decode(errors="replace") for line in lines]
+    assert flat(everything(node)) == expected
+    assert sum(bad.values()) == 4 and {uri for uri, _ in bad} == {f"file:{tmp_path}/text"}
+
+
+def test_UE_2_a_permissive_reader_takes_what_can_be_read_of_a_broken_archive(tmp_path):
+    whole = gzip.compress(b"".join(b"%d\n" % random.Random(i).getrandbits(64) for i in range(20_000)))
+    (tmp_path / "a.gz").write_bytes(whole[: len(whole) // 2])
+    bad = Tallied()
+    read = flat(everything(sources.TextFile(NodeId(1), str(tmp_path), 1, bad=bad)))
+    assert read == [str(random.Random(i).getrandbits(64)) for i in range(len(read))] and len(read) > 5_000
+    assert bad == {(f"file:{tmp_path}/a.gz", 0): 1}
+    with pytest.raises(InputCorrupt):
+        everything(sources.TextFile(NodeId(1), str(tmp_path), 1))
+
+
+def test_UE_2_permissive_whole_files_and_records(tmp_path):
+    for name, content in (("a", b"fine"), ("b", b"\xff"), ("c.gz", gzip.compress(b"x" * 999)[:20])):
+        (tmp_path / name).write_bytes(content)
+    bad = Tallied()
+    files = sources.WholeFiles(NodeId(1), str(tmp_path), 1, True, 1, bad)
+    uri = f"file:{tmp_path}/"
+    assert flat(everything(files)) == [(uri + "a", "fine"), (uri + "b", "\ufffd")]
+    assert bad == {(uri + "b", 0): 1, (uri + "c.gz", 0): 1}
+    for minimum in (1, 3):
+        bad = Tallied()
+        records = sources.FixedRecords(NodeId(1), str(tmp_path / "a"), 3, minimum, bad)
+        assert flat(everything(records)) == [b"fin"] and sum(bad.values()) == 1
+
+
 def test_remote_files_are_read_unsplit():
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
