@@ -187,7 +187,7 @@ def losses(history: History) -> tuple[str, list[str], Mapping[str, Any]]:
             wanted = {PROCESS, WORKER, LEAVES}
         elif kind == "worker_lost":
             names, wanted = {event["worker"], event["host"]}, {WORKER, LEAVES}
-        elif kind in ("output_lost", "block_lost", "result_lost", "store_quarantined"):
+        elif kind in ("output_lost", "block_lost", "result_lost", "segment_lost", "store_quarantined"):
             names, wanted = set(), {OUTPUTS}
             if event.get("why") == "executor lost":
                 if event.get("places_left"):

@@ -89,6 +89,8 @@ class Blame:
         exited = self._exits.get(executor)
         if exited is None or exited.running is None:
             return  # who had begun is not known
+        if blame in ("task", "executor") and any(each.damaged for each in exited.touched):
+            raise ViolationError("ST-10", f"{executor} has died reading a damaged segment: {blame} is blamed")
         adopted = {output.attempt for output in exited.outputs}
         for attempt in left:
             if attempt.task not in exited.running or attempt.task in adopted:

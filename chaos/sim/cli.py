@@ -90,17 +90,18 @@ def _spread(numbers: list[int] | list[float]) -> str:
 _RECOVERIES = (
     "executor_lost", "worker_lost", "output_lost", "output_adopted", "output_copied", "fetch_failed",
     "block_lost", "rollback", "results_withdrawn", "result_lost", "speculation", "stalled_task_killed",
-    "store_quarantined", "executor_cut_off", "driver_stalled", "executor_adopted", "may_leave",
-    "task_out_of_memory", "quarantine", "executor_excluded", "probe_failed", "executor_readmitted",
-    "probe_awaited", "gang_broken", "barrier_passed",
+    "segment_lost", "store_quarantined", "executor_cut_off", "driver_stalled", "executor_adopted",
+    "may_leave", "task_out_of_memory", "quarantine", "executor_excluded", "probe_failed",
+    "executor_readmitted", "probe_awaited", "gang_broken", "barrier_passed",
 )  # fmt: skip
 # Rows of docs/fault-model.md that a kind of fault plays.
 _ROWS = {
     "kill_executor": "EX-1", "own_death": "TK-5", "zombie": "EX-7", "hang": "EX-9", "long_call": "EX-9",
     "gray": "EX-10", "slow_host": "EX-10", "bad_starts": "EX-12", "leave": "EX-13", "sick": "EX-14",
     "deaf_task": "EX-15", "dirty": "TK-7", "not_loadable": "TK-9", "memory": "MEM-1", "lose_output": "BL-1",
-    "rot_output": "BL-3", "tear_output": "BL-4", "evict": "BL-11", "rot_block": "BL-11", "lose_host": "WK-2",
-    "kill_worker": "WK-1", "reboot_host": "WK-3", "torn_at_reboot": "ST-8", "kill_manager": "CM-1",
+    "rot_output": "BL-3", "tear_output": "BL-4", "rot_segment": "ST-10", "evict": "BL-11",
+    "rot_block": "BL-11", "lose_host": "WK-2", "kill_worker": "WK-1", "reboot_host": "WK-3",
+    "torn_at_reboot": "ST-8", "kill_manager": "CM-1",
     "stall_driver": "CLK-4", "late_answer": "NET-7", "noise": "NET-1 NET-2 NET-3",
 }  # fmt: skip
 _PARTS = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "most": 1.0}

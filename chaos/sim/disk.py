@@ -15,6 +15,8 @@ from chaos.sim.program import Content
 from spark_ft.ids import Fingerprint, Incarnation, TaskId
 from spark_ft.protocol.messages import MapStatus
 
+FATAL = "fatal"  # a damage that ends the process that reads it
+
 
 @dataclass(slots=True)
 class Output:
@@ -24,7 +26,7 @@ class Output:
     fingerprint: Fingerprint
     content: Content
     written_s: float
-    damage: str = ""  # corrupt, incomplete: what a reader will find; "" is sound
+    damage: str = ""  # corrupt, incomplete, FATAL: what a reader will find; "" is sound
 
 
 @dataclass(slots=True)
@@ -37,14 +39,15 @@ class Block:
 
 
 class Store:
-    """What one executor has written."""
+    """What one executor has written, all of it in one segment until that is condemned."""
 
-    __slots__ = ("blocks", "outputs", "sealed", "to_rot")
+    __slots__ = ("blocks", "outputs", "sealed", "segment", "to_rot")
 
     def __init__(self) -> None:
         self.outputs: dict[TaskId, Output] = {}
         self.blocks: dict[bytes, Block] = {}
         self.sealed = False
+        self.segment = 0
         self.to_rot = 0  # outputs that turn bad as they are written (BL-10)
 
     def commit(self, attempt: TaskId, output: Output) -> None:
@@ -52,6 +55,16 @@ class Store:
             self.to_rot -= 1
             output.damage = "corrupt"
         self.outputs[attempt] = output
+
+    @property
+    def is_fatal(self) -> bool:
+        return any(item.damage == FATAL for item in (*self.outputs.values(), *self.blocks.values()))
+
+    def condemn(self) -> None:
+        """The segment that has ended a process is out of use; what is written from now on goes elsewhere."""
+        for item in (*self.outputs.values(), *self.blocks.values()):
+            item.damage = "corrupt"
+        self.segment += 1
 
     def drop(self, fingerprints: Collection[Fingerprint]) -> None:
         for attempt in [a for a, output in self.outputs.items() if output.fingerprint in fingerprints]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, assert_never
 
+from chaos.sim.disk import FATAL
 from chaos.sim.network import Process
 from spark_ft.ids import AppId, BlobId, HostId, Incarnation, JobId, NodeId, ShuffleId, TaskId
 from spark_ft.lineage.shape import LineageShape
@@ -161,7 +162,10 @@ class Driver(Process):
         ref = result.block
         if self.world.way_to(self.machine, ref.host, self.hosts.get(ref.host, "")):
             return False
-        return not isinstance(self.world.disk(ref.host).block(ref.store, ref.key), str)
+        found = self.world.disk(ref.host).block(ref.store, ref.key)
+        if found == FATAL:  # its worker reads it for us, and dies of it
+            self.world.workers[ref.host].die_serving(ref.store)
+        return not isinstance(found, str)
 
     def _close(self, handle: Handle) -> None:
         if not handle.closed:

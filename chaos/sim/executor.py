@@ -8,10 +8,11 @@ RunTask -> queue -> slot: reads ──────> computes ──> keeps, comm
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, assert_never
 
-from chaos.sim.disk import Block, Output
+from chaos.sim.disk import FATAL, Block, Output
 from chaos.sim.network import DEAD, Process
 from chaos.sim.program import Content, Key, Outputs
 from spark_ft.executor.core import ExecutorCore
@@ -74,6 +75,14 @@ class UnreadableError(Exception):
         self.failed, self.waits = failed, waits
 
 
+class DeadlyError(Exception):
+    """What a task reads ends the process that touches it."""
+
+    def __init__(self, host: HostId, store: str, failed: FetchFailed) -> None:
+        super().__init__(store)
+        self.host, self.store, self.failed = host, store, failed
+
+
 class Run:
     """One attempt in a slot."""
 
@@ -125,6 +134,7 @@ class Executor(Process):
         self.lease_end_s = inf
         self.written: dict[int, bytes] = {}  # number of an order -> block
         self.oom = False  # the kernel has killed it for memory, and its worker will know
+        self.died_in = ""  # the store that it was reading when that ended it
         self.dirty = False  # a task has left something behind: nothing more begins
         self.connect(assignment.driver)
 
@@ -226,7 +236,8 @@ class Executor(Process):
         self.post(CopyEnded(owner, made))
 
     def _block(self, key: Key, name: bytes, content: Content) -> CachedBlock:
-        ref = BlockRef(self.host, self.me, 0, name, 1, content.value & 0xFFFFFFFF)
+        segment = self.world.disk(self.host).store(self.me).segment
+        ref = BlockRef(self.host, self.me, segment, name, 1, content.value & 0xFFFFFFFF)
         return CachedBlock(*key, 1, ref, _checksum(content))
 
     # --- Slots ---
@@ -301,6 +312,9 @@ class Executor(Process):
             return
         try:
             run.content = self._compute(run)
+        except DeadlyError as deadly:
+            self._die_of(deadly, run)
+            return
         except UnreadableError as unreadable:
             retries = world.options.settings.fetch_retries
             if unreadable.waits and run.tries < retries:
@@ -319,6 +333,16 @@ class Executor(Process):
             self._meet(run)
         else:
             self.own(run.planned_s, self._write, run)
+
+    def _die_of(self, deadly: DeadlyError, run: Run) -> None:
+        """A damaged page ends who maps it: this process, or the worker that was to send it (ST-10)."""
+        self.world.marks["died_reading"] += 1
+        if deadly.host == self.host:
+            self.died_in = deadly.store
+            self.end(0, 7 if run.launch.task % 2 else 11)
+        else:
+            self.world.workers[deadly.host].die_serving(deadly.store)
+            self._finish(run, replace(deadly.failed, evidence="refused"))
 
     # --- Barriers ---
 
@@ -399,6 +423,12 @@ class Executor(Process):
                     found.append(output.content)
                     continue
                 damage = output
+            if damage == FATAL:
+                failed = FetchFailed(
+                    shuffle, outputs.generation, status.map_index, status.host, status.store, damage,
+                    attempt=status.attempt,
+                )  # fmt: skip
+                raise DeadlyError(status.host, status.store, failed)
             others: tuple[TaskId, ...] = ()
             if damage:
                 store = self.world.disk(status.host).stores.get(status.store)
@@ -435,6 +465,8 @@ class Executor(Process):
         failed = FetchFailed(
             ShuffleId(-1), Generation(0), -1, ref.host, ref.store, trouble or damage, "", ref
         )
+        if damage == FATAL:
+            raise DeadlyError(ref.host, ref.store, failed)
         raise UnreadableError(failed, waits=bool(trouble))
 
     def _way_to(self, host: HostId) -> str:
@@ -464,11 +496,11 @@ class Executor(Process):
                 content.value if output.shuffle not in world.lineage.chatty else hash((content.value, chance))
             )
             accums = ((1, b"m%d.%d" % (output.shuffle, launch.partition)),)
-            status = MapStatus(
-                output.shuffle, output.generation, launch.partition, self.host, self.me, 0, launch.task, 10,
-                content.rows, bytes_of & 0xFFFFFFFF, accums,
-            )  # fmt: skip
             store = disk.store(self.me)
+            status = MapStatus(
+                output.shuffle, output.generation, launch.partition, self.host, self.me, store.segment,
+                launch.task, 10, content.rows, bytes_of & 0xFFFFFFFF, accums,
+            )  # fmt: skip
             if store.sealed:
                 world.violated("S8", f"{self.me} commits into its sealed store")
             store.commit(launch.task, Output(status, shape.fingerprint, content, world.clock.now_s))
@@ -483,7 +515,7 @@ class Executor(Process):
         if world.chance(4, launch.task) < world.options.stored and not full:
             key = b"result%d" % launch.task
             disk.store(self.me).blocks[key] = Block(run.content, world.clock.now_s)
-            result = StoredResult(BlockRef(self.host, self.me, 0, key, launch.task))
+            result = StoredResult(BlockRef(self.host, self.me, disk.store(self.me).segment, key, launch.task))
         self._finish(run, Success(result=result), accums)
 
     # --- Persisted partitions ---

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
+from chaos.sim.disk import FATAL
 from chaos.sim.executor import Executor
 from chaos.sim.network import ALIVE, DEAD, Noise, Process
 from chaos.sim.options import Options
@@ -446,6 +447,22 @@ class Nemesis:
 
     def _tear_output(self, rng: Random) -> bool | None:
         return self._damage_soon(rng, "tear_output", "incomplete")
+
+    def _rot_segment(self, rng: Random) -> bool | None:
+        """A page of the segment that a store is at is gone: whoever reads what lies there dies of it."""
+        world = self.world
+        found = [
+            store
+            for host in sorted(world.disks)
+            for _, store in sorted(world.disks[host].stores.items())
+            if any(not item.damage for item in (*store.outputs.values(), *store.blocks.values()))
+        ]
+        if not found:
+            return self._later("rot_segment", lambda again: bool(self._rot_segment(again)), rng)
+        store = rng.choice(found)
+        for item in (*store.outputs.values(), *store.blocks.values()):
+            item.damage = item.damage or FATAL
+        return True
 
     def _rot_block(self, rng: Random) -> bool:
         """A persisted partition or a stored result turns bad, or is gone."""

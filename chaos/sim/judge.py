@@ -71,7 +71,8 @@ def _explained(world: World, handle: Handle, failure: JobFailure) -> bool:
         case "STORAGE_FULL" | "TOO_MANY_FILES":
             return failures[(*where, "host")] >= 2
         case "SHUFFLE_DATA_LOST":
-            return failures[(where[0], -1, "fetch")] >= settings.stage_max_attempts
+            died = world.deaths[where] >= 20  # in segments that are damaged
+            return died or failures[(where[0], -1, "fetch")] >= settings.stage_max_attempts
         case "STAGE_ABORTED":
             return failures[(where[0], -1, "fetch")] >= 100 or world.marks["gang_broken"] >= 100
         case "BLOCK_LOST":

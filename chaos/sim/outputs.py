@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from chaos.sim.account import Tried
 from chaos.sim.violation import ViolationError
-from spark_ft.ids import Generation, Incarnation, ShuffleId, TaskId
+from spark_ft.ids import Generation, HostId, Incarnation, ShuffleId, TaskId
 from spark_ft.protocol.messages import (
     CopyOrder,
     ExecutorExited,
@@ -19,6 +19,7 @@ from spark_ft.protocol.messages import (
     MapOutputs,
     MapStatus,
     Message,
+    SegmentTouched,
     Success,
     TaskEnd,
     TaskUpdates,
@@ -40,6 +41,7 @@ class KnownOutputs:
         self._world, self._core, self._shadow = world, core, shadow
         self.generations: dict[ShuffleId, Generation] = {}
         self._corrupt: Counter[str] = Counter()  # evidence by store
+        self._condemned: set[tuple[HostId, str, int]] = set()  # segments
         self._registered: dict[ShuffleId, dict[int, MapStatus]] = {}
         self._versions: dict[ShuffleId, tuple[Generation, int]] = {}
         self._newest: dict[tuple[Incarnation, ShuffleId], MapOutputs] = {}  # told to each executor
@@ -196,6 +198,19 @@ class KnownOutputs:
             reported = index == reason.map_index and reason.attempt in (status.attempt, -1)
             if reported or status.attempt in reason.others:
                 del registered[index]
+
+    def damaged(self, touched: tuple[SegmentTouched, ...]) -> None:
+        """A process has died in these segments: what lies there is given up, once, and nothing else is."""
+        for each in touched:
+            where = each.host, each.store, each.segment
+            if not each.damaged or where in self._condemned:
+                continue
+            self._condemned.add(where)
+            self._corrupt[each.store] += 1
+            for registered in self._registered.values():
+                for index, status in list(registered.items()):
+                    if (status.host, status.store, status.segment) == where:
+                        del registered[index]
 
     def ordered(self, orders: tuple[CopyOrder, ...]) -> None:
         self._orders.update((order.number, order.output) for order in orders if order.output is not None)

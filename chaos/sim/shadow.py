@@ -173,6 +173,7 @@ class Shadow:
     def _exited(self, exited: ExecutorExited) -> None:
         self.dead.add(exited.executor)
         self._world.blame.exited(exited)
+        self.outputs.damaged(exited.touched)
         for output in exited.outputs:
             self._world.excluded.adopted(exited.executor, output.attempt)
         self.outputs.exited(exited)

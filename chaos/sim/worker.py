@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
-from chaos.sim.disk import Block, Output
+from chaos.sim.disk import FATAL, Block, Output
 from chaos.sim.executor import Executor
 from chaos.sim.network import ALIVE, DEAD, Process
 from spark_ft.cluster.manager import ManagerCore
@@ -32,7 +32,7 @@ from spark_ft.protocol.effects import (
     StacksDumped,
     WatchProcess,
 )
-from spark_ft.protocol.messages import CopyMade, CopyOrder
+from spark_ft.protocol.messages import CopyMade, CopyOrder, SegmentTouched
 
 if TYPE_CHECKING:
     from chaos.sim.world import World
@@ -58,6 +58,7 @@ class Worker(Process):
         self.children: dict[Incarnation, Executor] = {}
         self.hosts: dict[HostId, str] = {}
         self._orders: deque[tuple[Incarnation, CopyOrder]] = deque()
+        self._touched: dict[Incarnation, tuple[SegmentTouched, ...]] = {}  # what the dead have died in
         self._made: dict[int, tuple[NodeId | None, bytes | TaskId]] = {}  # copies by number of the order
         self.connect(granter)
 
@@ -103,10 +104,29 @@ class Worker(Process):
         else:
             executor.begin()
 
+    def die_serving(self, store: str) -> None:
+        """It was to send what ends whoever reads it."""
+        if self.state == ALIVE:
+            self.world.died_in.setdefault(self.host, []).append(store)
+            self.world.worker_died(self)
+
+    def _examine(self, store: str) -> tuple[SegmentTouched, ...]:
+        """What somebody has died in is read by a disposable child, and taken out of use if that dies, too."""
+        found = self.world.disk(self.host).stores.get(store)
+        if found is None:
+            return ()
+        told = SegmentTouched(self.host, store, found.segment, found.is_fatal)
+        if told.damaged:
+            found.condemn()
+        return (told,)
+
     def take_over(self) -> Inherited:
         """What the worker before it has left: executors that live, and stores as far as they verify: every
         byte when the machine was booted since."""
-        heirlooms = [e for e in self.world.executors.values() if e.host == self.host and e.state != DEAD]
+        everybody = [e for e in self.world.executors.values() if e.host == self.host]
+        heirlooms = [e for e in everybody if e.state != DEAD]
+        for store in self.world.died_in.pop(self.host, ()):
+            self._examine(store)
         for executor in heirlooms:
             executor.worker, executor.adopted = self, True
             self.children[executor.me] = executor
@@ -138,6 +158,8 @@ class Worker(Process):
     def _reaped(self, item: tuple[Executor, int, int]) -> None:
         executor = item[0]
         self.children.pop(executor.me, None)
+        if executor.died_in:
+            self._touched[executor.me] = self._examine(executor.died_in)
         store = self.world.disk(self.host).stores.get(executor.me)
         if store is not None:
             store.sealed = True
@@ -151,7 +173,11 @@ class Worker(Process):
         outputs = () if store is None else tuple(o.status for o in store.outputs.values() if not o.damage)
         running = tuple(executor.running) if executor.welcomed else None  # its marks
         oom = executor.oom and signal == _SIGKILL
-        self.post(ChildExited(executor.me, status, signal, "", outputs, executor.welcomed, running, oom))
+        touched = self._touched.pop(executor.me, ())
+        welcomed = executor.welcomed
+        self.post(
+            ChildExited(executor.me, status, signal, "", outputs, welcomed, running, oom, touched=touched)
+        )
 
     def child_stopped(self, executor: Executor, stopped: bool) -> None:
         self.own(_REAP_S, self._child_stopped, (executor, stopped))
@@ -184,6 +210,8 @@ class Worker(Process):
         if order.output is not None:
             original = order.output
             found = world.disk(source).output(original.store, original.attempt, order.fingerprint)
+            if found == FATAL:
+                found = self._ask_in_vain(source, original.store)
             if isinstance(found, str):
                 return CopyMade(order.number, evidence=found)
             status = replace(original, host=self.host, store=self.me, accums=())
@@ -192,12 +220,18 @@ class Worker(Process):
             return CopyMade(order.number, output=status)
         assert order.cached is not None and block is not None
         held = world.disk(source).block(block.store, block.key)
+        if held == FATAL:
+            held = self._ask_in_vain(source, block.store)
         if isinstance(held, str):
             return CopyMade(order.number, evidence=held)
         store.blocks[block.key] = Block(held.content, now_s)
         self._made[order.number] = order.cached.node, block.key
         ref = replace(block, host=self.host, store=self.me)
         return CopyMade(order.number, cached=replace(order.cached, block=ref))
+
+    def _ask_in_vain(self, host: HostId, store: str) -> str:
+        self.world.workers[host].die_serving(store)
+        return "refused"
 
     def _forget(self, nodes: set[NodeId], numbers: set[int]) -> None:
         store = self.world.disk(self.host).stores.get(self.me)

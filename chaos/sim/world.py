@@ -59,6 +59,7 @@ class World:
         self.gate: Callable[[Run], bool] | None = None  # whether an attempt has to wait before it reads
         self.fates: list[str] = []  # of the tasks that begin next
         self.struck: Counter[str] = Counter()  # fates that have met their task
+        self.died_in: dict[HostId, list[str]] = {}  # stores that ended somebody while no worker was there
         self.deaths: Counter[tuple[int, int]] = Counter()  # (stage, partition): processes that ended under it
         self.own_deaths: Counter[tuple[int, int]] = Counter()  # … by its own doing
         self.slow: dict[str, float] = {}  # machine or executor -> factor
@@ -153,6 +154,8 @@ class World:
         if worker.state != DEAD:
             worker.reap(executor, status, signal)
             self.bounds.executor_died(executor)
+        elif executor.died_in:
+            self.died_in.setdefault(executor.host, []).append(executor.died_in)
 
     def worker_died(self, worker: Worker) -> None:
         """Its executors are orphans: the pipe that only it holds comes to its end, and they go on (WK-1)."""

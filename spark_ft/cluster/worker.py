@@ -423,7 +423,7 @@ class WorkerCore:
         outputs = tuple(cast(MapStatus, output) for output in exited.outputs)
         end = ExecutorExited(
             exited.executor, exited.status, exited.signal, exited.stderr, outputs, exited.running, exited.oom,
-            exited.rss_peak_bytes,
+            exited.rss_peak_bytes, exited.touched,
         )  # fmt: skip
         out.append(Send(app.assignment.driver, end))
         if app.releasing:

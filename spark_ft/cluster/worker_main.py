@@ -3,9 +3,8 @@
     fork the warm process ─> read the configuration ─> serve blocks ─> take over what is here ─> run the loop
 
 What touches another process's store, which its death may have damaged, or what only cleans up, runs in
-disposable children of the warm process: the probe after an executor's death, the survey of each store that
-an earlier worker of this host has left, the rounds of garbage collection.  A crash there means "no outputs",
-"damaged", or "later", never the end of the worker.
+disposable children of the warm process (disposable.py).  A crash there means "no outputs", "damaged", or
+"later", never the end of the worker.
 """
 
 from __future__ import annotations
@@ -27,17 +26,18 @@ from spark_ft.clock import BootClock
 from spark_ft.cluster import processes
 from spark_ft.cluster.configuration import WorkerConfig, read_config
 from spark_ft.cluster.copier import Copier
+from spark_ft.cluster.disposable import Examiner, collect, examine, probe, survey
 from spark_ft.cluster.finder import Finder
 from spark_ft.cluster.holding import Holding, applications_in, directory_of
 from spark_ft.cluster.oom import OomCounters
-from spark_ft.cluster.processes import Children, Spec
+from spark_ft.cluster.processes import STATUS_UNKNOWN, Children, Spec
 from spark_ft.cluster.procfs import Pulse, record_self, recorded
 from spark_ft.cluster.scratch import Scratch, collect_leftovers, hold_root
 from spark_ft.cluster.worker import SIGKILL, WorkerCore
 from spark_ft.errors import ClusterError, RemoteProtocolError
 from spark_ft.executor import main as executor_main
 from spark_ft.executor import stacks
-from spark_ft.executor.slots import marks_path, read_beat, read_marks
+from spark_ft.executor.slots import marks_path, read_beat, read_marks, touched_path
 from spark_ft.ids import AppId, Fingerprint, HostId, Incarnation
 from spark_ft.log import get_logger, set_level
 from spark_ft.protocol import codec
@@ -65,10 +65,16 @@ from spark_ft.protocol.effects import (
     StacksDumped,
     WatchProcess,
 )
-from spark_ft.protocol.messages import AssignExecutors, ExecutorExited, MapStatus, StoresServed
+from spark_ft.protocol.messages import (
+    AssignExecutors,
+    ExecutorExited,
+    MapStatus,
+    SegmentTouched,
+    StoresServed,
+)
 from spark_ft.settings import Settings
+from spark_ft.storage import touched
 from spark_ft.storage.blocks import StoreReader, serve
-from spark_ft.storage.gc import collect_garbage, seal
 from spark_ft.transport.blocks import BlockServer
 from spark_ft.transport.host import Host
 from spark_ft.transport.sockets import advertised
@@ -80,33 +86,7 @@ SURVEY_TIMEOUT_S = 60.0  # after a reboot every byte is read
 log = get_logger(__name__)
 
 
-# --- Disposable children ------------------------------------------------------------------------
-
-
-def _probe(spec: Spec, fds: Sequence[int]) -> int:
-    """What a dead executor's store holds, written to ``fds[0]`` as an ExecutorExited; and its spill
-    files removed."""
-    root, name = Path(spec["root"]), spec["executor"]
-    host = HostId(spec["host"])
-    shutil.rmtree(root / "tmp" / name, ignore_errors=True)
-    outputs: tuple[MapStatus, ...] = ()
-    if (root / "stores" / name).is_dir():
-        seal(root, name)
-        outputs = tuple(StoreReader({host: root}).outputs(host, name))
-    with os.fdopen(fds[0], "wb") as pipe:
-        pipe.write(codec.encode(ExecutorExited(Incarnation(name), 0, 0, "", outputs)))
-    return 0
-
-
-def _survey(spec: Spec, fds: Sequence[int]) -> int:
-    """What verifies in one store that was here before the worker, written to ``fds[0]`` as a StoresServed;
-    ``deep``: every byte of it."""
-    root, name, host = Path(spec["root"]), spec["store"], HostId(spec["host"])
-    seal(root, name)
-    outputs = tuple(StoreReader({host: root}).outputs(host, name, deep=spec["deep"]))
-    with os.fdopen(fds[0], "wb") as pipe:
-        pipe.write(codec.encode(StoresServed((), outputs, (name,))))
-    return 0
+# --- What the warm process forks ------------------------------------------------------------------------
 
 
 def _executor(spec: Spec, fds: Sequence[int]) -> int:
@@ -115,19 +95,12 @@ def _executor(spec: Spec, fds: Sequence[int]) -> int:
     return executor_main.run(spec, fds, processes.watch_process)
 
 
-def _collect(spec: Spec, fds: Sequence[int]) -> int:
-    """One round of garbage collection over this host's stores."""
-    root = Path(spec["root"])
-    collect_garbage(root, spec["live"], [bytes.fromhex(item) for item in spec["dropped"]])
-    shutil.rmtree(root / "quarantine", ignore_errors=True)
-    return 0
-
-
 ENTRIES: Mapping[str, processes.Entry] = {
     "executor": _executor,
-    "probe": _probe,
-    "survey": _survey,
-    "collect": _collect,
+    "probe": probe,
+    "survey": survey,
+    "examine": examine,
+    "collect": collect,
 }
 
 
@@ -177,6 +150,8 @@ class _Worker:
         else:
             self._scratch = Scratch.join(Path(config.scratch))
         self._rebooted = hold_root(self._root, Incarnation(config.me))
+        self._died_in = touched.read(self._root / "touched")  # the worker before us, with whom it ended
+        touched.publish(self._root / "touched")
         me, granter = Incarnation(config.me), Incarnation(config.granter)
         host = self._host_id = HostId(config.host)
         self._token = token = bytes.fromhex(config.token)
@@ -210,6 +185,8 @@ class _Worker:
             max_message_bytes=settings.max_message_bytes,
             peer_silence_s=settings.silence_s,
         )
+        log_path = str(self._root / "service.stderr")
+        self._examine = Examiner(children, self._host_of_root, self._probes, log_path)
         if not self._is_daemon:
             self._hold(AppId(""))
             self._host.connect(granter, config.granter_endpoint)
@@ -345,6 +322,12 @@ class _Worker:
             self._roots[HostId(key)] = root
         return holding
 
+    def _host_of_root(self, root: Path) -> HostId | None:
+        """Whose directory it is: ours, or that of the driver beside us."""
+        if root in self._roots.values():
+            return self._host_id
+        return next((HostId(h) for h, path in self._config.roots.items() if Path(path) == root), None)
+
     def _spawned(self, executor: Incarnation, pid: int) -> None:
         self._pids[executor] = pid
         self._pulses[executor] = Pulse(pid, self._clock.now_s())
@@ -371,10 +354,10 @@ class _Worker:
         oom = self._ooms.told_of_a_kill() and signal == SIGKILL
         peak_bytes = self._children.rss_peak_bytes
         end = ChildExited(executor, status, signal, words, (), registered, running, oom, peak_bytes)
-        if any((holding.root / part / executor).is_dir() for part in ("stores", "tmp")):
-            self._start_probe(holding, end)
-        else:
-            self._host.post(end)
+        inside = touched_path(ready)
+        doubted = touched.read(inside) if signal in touched.FAULTS or status == STATUS_UNKNOWN else []
+        inside.unlink(missing_ok=True)
+        self._examine(doubted, lambda found: self._start_probe(holding, replace(end, touched=found)))
 
     def _kill(self, effect: KillProcess) -> None:
         pid = self._pids.get(effect.executor)
@@ -395,8 +378,8 @@ class _Worker:
     # --- What was here before us ---------------------------------------------------------------------
 
     def _take_over(self) -> None:
-        """Adopt the executors that outlived the worker before us, and have every store that has lost its
-        writer surveyed; only then anybody hears of us (WK-1, WK-3)."""
+        """Adopt the executors that outlived the worker before us, have what it died in examined, and every
+        store that has lost its writer surveyed; only then anybody hears of us (WK-1, WK-3)."""
         for app in applications_in(self._root) if self._is_daemon else ():
             self._hold(app)
         heirlooms = [pair for holding in self._holdings.values() for pair in self._adopt(holding)]
@@ -431,13 +414,23 @@ class _Worker:
                 wish = AssignExecutors(**config.assignment)
                 self._host.post(Received(Incarnation(config.granter), wish))
 
-        if not left:
-            done()
-        for item in list(left):
-            spec = {
-                "root": str(item[0].root), "host": self._host_id, "store": item[1], "deep": self._rebooted,
-            }  # fmt: skip
-            self._ask("survey", spec, item[0], partial(surveyed, item), SURVEY_TIMEOUT_S)
+        def look(_: tuple[SegmentTouched, ...]) -> None:
+            if not left:
+                done()
+            for item in list(left):
+                root, host = str(item[0].root), self._host_id
+                spec = {"root": root, "host": host, "store": item[1], "deep": self._rebooted}
+                self._ask("survey", spec, item[0], partial(surveyed, item), SURVEY_TIMEOUT_S)
+
+        self._examine(self._left_in(), look)
+
+    def _left_in(self) -> list[Path]:
+        """What the worker before us, and executors that have not lived to see us, were in the middle of."""
+        found = list(self._died_in)
+        for holding in self._holdings.values():
+            for path in (holding.root / "run").glob("*.touched"):
+                found += touched.read(path) if path.stem not in self._pids else []
+        return found
 
     def _adopt(self, holding: Holding) -> list[tuple[Incarnation, Incarnation]]:
         """Executors of this application that live, with their drivers."""
@@ -489,6 +482,9 @@ class _Worker:
     def _start_probe(self, holding: Holding, end: ChildExited) -> None:
         """Ask a disposable child for the outputs that the dead executor committed (EX-4), then tell of
         its end: its writer is reaped, so the answer is final."""
+        if not any((holding.root / part / end.executor).is_dir() for part in ("stores", "tmp")):
+            self._host.post(end)
+            return
 
         def probed(told: object) -> None:
             outputs = told.outputs if isinstance(told, ExecutorExited) else ()  # a crash: nothing is adopted

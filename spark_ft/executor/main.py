@@ -31,7 +31,7 @@ from spark_ft.errors import SettingsError
 from spark_ft.executor.core import EXIT_DRIVER_GONE, ExecutorCore
 from spark_ft.executor.exporter import Exporter
 from spark_ft.executor.progress import Meter
-from spark_ft.executor.slots import Slots, marks_path, open_marks
+from spark_ft.executor.slots import Slots, marks_path, open_marks, touched_path
 from spark_ft.executor.stacks import answer_requests, stacks_path
 from spark_ft.executor.task import TaskRunner
 from spark_ft.executor.versions import versions
@@ -55,6 +55,7 @@ from spark_ft.protocol.effects import (
     RunTask,
 )
 from spark_ft.settings import Settings, apply_environment, environment
+from spark_ft.storage import touched
 from spark_ft.transport.host import Host
 
 WatchProcess = Callable[  # (pid, watch, unwatch, what to do when it has ended)
@@ -145,6 +146,7 @@ class _Executor:
         self._slot_count = spec["slots"]
         answer_requests(stacks_path(self._ready_path))
         self._marks = open_marks(marks_path(self._ready_path), spec["slots"])
+        touched.publish(touched_path(self._ready_path))
         self._slots = Slots(self._runner, self._host.post, spec["slots"], self._marks, clock.now_s)
         self._exporter = Exporter(self._runner.env, self._runner.keep, self._host.post)
         self._host.connect(driver, spec["driver_endpoint"])

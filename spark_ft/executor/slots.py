@@ -50,6 +50,11 @@ def marks_path(ready: Path) -> Path:
     return ready.with_suffix(".marks")
 
 
+def touched_path(ready: Path) -> Path:
+    """Where an executor tells which segments it is in the middle of (storage/touched.py)."""
+    return ready.with_suffix(".touched")
+
+
 def open_marks(path: Path, count: int) -> Marks:
     """A file that always says which attempt each slot runs, whatever becomes of the process; and in its
     last entry which beat was sent last.

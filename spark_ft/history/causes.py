@@ -85,6 +85,9 @@ class Causes:
     def _store_quarantined(self, r: Record) -> None:
         self._of_store = f"the store {r['store']} on {r['host']} was given up"
 
+    def _segment_lost(self, r: Record) -> None:
+        self._of_store = f"segment {r['segment']} of the store {r['store']} on {r['host']} was damaged"
+
     def _job_start(self, r: Record) -> None:
         if r["stages"]:
             self._results[r["job"]] = r["stages"][-1]
@@ -178,7 +181,7 @@ class Causes:
 
     def _output_lost(self, r: Record) -> None:
         evidence = r.get("evidence")
-        why = {"host lost": self._of_host, "quarantine": self._of_store}.get(
+        why = {"host lost": self._of_host, "quarantine": self._of_store, "damaged": self._of_store}.get(
             str(evidence), self._of_fetch.get((r["shuffle"], r["map"]), "")
         )
         text = f"its output (number {r['map']} of shuffle {r['shuffle']}) was lost: {why or evidence}"
@@ -238,6 +241,7 @@ _HANDLERS = {
     "executor_added": Causes._executor_added,
     "executor_lost": Causes._executor_lost,
     "worker_lost": Causes._worker_lost,
+    "segment_lost": Causes._segment_lost,
     "store_quarantined": Causes._store_quarantined,
     "job_start": Causes._job_start,
     "task_start": Causes._task_start,

@@ -1,7 +1,7 @@
 """Recoveries: from a loss to the moment when all that it undid is done again.
 
     executor_lost ── attempts that ran there      ┐
-    worker_lost, store_quarantined, fetch_failed  ├─> open, with the tasks that are due ──> none due: ended
+    worker_lost, segment_lost, fetch_failed …     ├─> open, with the tasks that are due ──> none due: ended
       ── outputs that cannot be read any more     │
     rollback, result_lost ── what they undo       ┘
 
@@ -169,6 +169,10 @@ class Recoveries:
         text = f"the store {r['store']} on {r['host']} was given up"
         self._of_store = _Loss("store_quarantined", text, {"host": r["host"], "store": r["store"]}, r["t_ms"])
 
+    def _segment_lost(self, r: Record, out: list[Record]) -> None:
+        text = f"segment {r['segment']} of the store {r['store']} on {r['host']} was damaged"
+        self._of_store = _Loss("segment_lost", text, {"host": r["host"], "store": r["store"]}, r["t_ms"])
+
     def _output_adopted(self, r: Record, out: list[Record]) -> None:
         loss, place = self._ended_with.pop(r["task"], (None, None))
         if place is None:
@@ -195,7 +199,7 @@ class Recoveries:
         match r.get("evidence"):
             case "host lost":
                 loss = self._of_host
-            case "quarantine":
+            case "quarantine" | "damaged":
                 loss = self._of_store
             case _:
                 loss = self._of_fetch.get(r["shuffle"])
@@ -290,6 +294,7 @@ _HANDLERS = {
     "task_end": Recoveries._task_end,
     "executor_lost": Recoveries._executor_lost,
     "worker_lost": Recoveries._worker_lost,
+    "segment_lost": Recoveries._segment_lost,
     "store_quarantined": Recoveries._store_quarantined,
     "output_adopted": Recoveries._output_adopted,
     "fetch_failed": Recoveries._fetch_failed,

@@ -24,6 +24,7 @@ from spark_ft.protocol.messages import (
     MapOutputs,
     MapStatus,
     Message,
+    SegmentTouched,
     StoredResult,
     TaskEnd,
     TaskProgress,
@@ -189,6 +190,7 @@ class ChildExited:
     running: tuple[TaskId, ...] | None = None  # see ExecutorExited; the next two as well
     oom: bool = False
     rss_peak_bytes: int = 0
+    touched: tuple[SegmentTouched, ...] = ()
 
 
 @record

@@ -37,6 +37,7 @@ from spark_ft.protocol.parts import (
     Launch,
     MapStatus,
     NotLoadable,
+    SegmentTouched,
     ShuffleInput,
     StoredResult,
     Success,
@@ -48,8 +49,8 @@ from spark_ft.records import record
 
 __all__ = [  # of parts.py: whoever speaks of messages finds their parts here
     "BlockRef", "CachedBlock", "CopyOrder", "EndReason", "FetchFailed", "HostError", "InlineResult",
-    "Killed", "Launch", "MapStatus", "NotLoadable", "ShuffleInput", "StoredResult", "Success", "TaskEnd",
-    "TaskProgress", "UserError",
+    "Killed", "Launch", "MapStatus", "NotLoadable", "SegmentTouched", "ShuffleInput", "StoredResult",
+    "Success", "TaskEnd", "TaskProgress", "UserError",
 ]  # fmt: skip
 
 # --- Executor to driver -------------------------------------------------------------------
@@ -311,7 +312,8 @@ class ExecutorExited:
     ``status`` is the exit code, ``signal`` the signal's number or 0; ``stderr`` its last words.
     ``running`` are the attempts that it was running when it died, whatever it had said of their start;
     None when that is not known.  ``oom``: the kernel killed it for memory; ``rss_peak_bytes``: the most
-    that it ever had resident.
+    that it ever had resident.  ``touched``: what it was reading or writing when a fault (SIGBUS, SIGSEGV …)
+    ended it, or something that nobody knows.
     """
 
     executor: Incarnation
@@ -322,6 +324,7 @@ class ExecutorExited:
     running: tuple[TaskId, ...] | None = None
     oom: bool = False
     rss_peak_bytes: int = 0
+    touched: tuple[SegmentTouched, ...] = ()
 
 
 @record

@@ -44,6 +44,17 @@ class MapStatus:
 
 
 @record
+class SegmentTouched:
+    """A segment of a store that a process was in the middle of when it died.  ``damaged``: what lies there
+    does not verify, and it has been taken out of use since."""
+
+    host: HostId
+    store: str
+    segment: int
+    damaged: bool = False
+
+
+@record
 class CachedBlock:
     """One partition of a persisted node as it is held: in the memory of the executor that says so
     (``block`` is None), or as a block on disk that the host serves whoever dies.  ``checksum`` is that of

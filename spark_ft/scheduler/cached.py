@@ -119,6 +119,9 @@ class CachedBlocks:
         """Of a host's disks only these stores are left."""
         return self._drop_disk_where(lambda block: block.host == host and block.store not in stores)
 
+    def drop_segment(self, store: str, segment: int) -> list[Key]:
+        return self._drop_disk_where(lambda block: (block.store, block.segment) == (store, segment))
+
     def drop_store(self, store: str) -> list[Key]:
         return self._drop_disk_where(lambda block: block.store == store)
 

@@ -6,8 +6,8 @@
   FetchFailed   blamed on storage or network: the output is dropped if proved unreadable; again
   HostError     blamed on the host: again on another one, until every host has said so
   Killed        again, if the attempt still counted
-  process ended  health.blame_of_exit: task, or executor; suspects run alone (quarantine.py), and only a
-                 death in quarantine convicts
+  process ended  health.blame_of_exit: task, executor, or the store that it was in the middle of; suspects
+                 run alone (quarantine.py), and only a death in quarantine convicts
   memory         room, twice; then the end
 
 Invariants
@@ -18,6 +18,7 @@ Invariants
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -31,6 +32,7 @@ from spark_ft.protocol.messages import (
     Killed,
     MapStatus,
     NotLoadable,
+    SegmentTouched,
     Success,
     TaskEnd,
     UserError,
@@ -306,6 +308,9 @@ class Ends:
         if death.oom:
             self._out_of_memory(attempt, why, death.rss_peak_bytes, "")
             return
+        if blame == "storage":
+            self._died_reading(attempt, why)
+            return
         if blame not in ("task", "executor"):
             self._dag.requeue(attempt)
             return
@@ -374,6 +379,24 @@ class Ends:
         return True
 
     # --- A block could not be read ---
+
+    def segments_damaged(self, touched: Iterable[SegmentTouched]) -> None:
+        """A process has died in these, and those that are damaged were taken out of use (ST-10).  Told again:
+        nothing."""
+        for each in touched:
+            if each.damaged and self._health.damaged(each.host, each.store, each.segment):
+                self._recovery.segment_lost(each.host, each.store, each.segment)
+                if self._health.corrupt(each.host, each.store):
+                    self._recovery.store_lost(each.host, each.store)
+
+    def _died_reading(self, attempt: Attempt, why: str) -> None:
+        """What it read has ended its process.  That is remade, and it tries again, within bounds."""
+        trouble = attempt.task.troubled()
+        trouble.fetches += 1
+        if trouble.fetches < _NOT_FOUND_MAX:
+            self._dag.requeue(attempt)
+        else:
+            self._fail(attempt, "SHUFFLE_DATA_LOST", why)
 
     def _fetch_failed(self, attempt: Attempt, reason: FetchFailed) -> None:
         blame = _blame(reason)

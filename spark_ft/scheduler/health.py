@@ -5,7 +5,8 @@ only ``task`` counts to ``max_failures`` (S14).
 
   exit status, or a signal that a process brings on itself (SEGV …)   task
   SIGKILL, SIGTERM and the like: who sent it cannot be known           executor (counted apart: kills)
-  SIGBUS: a mapped file was cut short, a store's as like as not        executor
+  a fault (SIGSEGV, SIGBUS …) inside a store that does not verify      storage
+  … inside one that does; SIGBUS elsewhere, of whatever was mapped      executor
   HostError: disk full, no more files or processes …                    host
              the disk fails (STORAGE_ERROR)                             storage
   FetchFailed: refused, timeout                                         network
@@ -19,9 +20,11 @@ Invariant
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spark_ft.ids import Generation, HostId, ShuffleId
+from spark_ft.protocol.messages import SegmentTouched
 
 _OWN_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 8: "SIGFPE", 11: "SIGSEGV"}
 _SIGNALS = {1: "SIGHUP", 2: "SIGINT", 7: "SIGBUS", 9: "SIGKILL", 15: "SIGTERM", **_OWN_SIGNALS}
@@ -37,10 +40,15 @@ def signal_name(signal: int) -> str:
     return _SIGNALS.get(signal, f"signal {signal}")
 
 
-def blame_of_exit(status: int, signal: int) -> str:
-    """Who is to blame when an executor's process ends under a task."""
+def blame_of_exit(status: int, signal: int, touched: Sequence[SegmentTouched] = ()) -> str:
+    """Who is to blame when an executor's process ends under a task, in the middle of what it ``touched``:
+    no user code runs there."""
+    if any(segment.damaged for segment in touched):
+        return "storage"
     if status < 0:
         return "host"
+    if signal and touched:
+        return "executor"
     if signal:
         return "task" if signal in _OWN_SIGNALS else "executor"
     return "system" if status in _ENGINE_EXITS else "task"
@@ -73,6 +81,7 @@ class Health:
         self.hosts: dict[HostId, HostTrouble] = {}
         self.quarantined: set[str] = set()  # stores
         self._corrupt: dict[tuple[HostId, str], int] = {}
+        self._damaged: dict[tuple[HostId, str], set[int]] = {}  # segments that have ended a process
         self._unreachable: dict[tuple[ShuffleId, Generation, int, str], tuple[int, float]] = {}
 
     def host_failed(
@@ -100,6 +109,13 @@ class Health:
     def backing_off(self, host: HostId, now_s: float) -> bool:
         trouble = self.hosts.get(host)
         return trouble is not None and now_s < trouble.until_s
+
+    def damaged(self, host: HostId, store: str, segment: int) -> bool:
+        """A process has died in this damaged segment; true when nobody has before."""
+        known = self._damaged.setdefault((host, store), set())
+        is_news = segment not in known
+        known.add(segment)
+        return is_news
 
     def corrupt(self, host: HostId, store: str) -> bool:
         """A corrupt block came from this store; true when it has now done so too often (BL-10)."""
@@ -130,9 +146,11 @@ class Health:
 
     def forget_store(self, host: HostId, store: str) -> None:
         self._corrupt.pop((host, store), None)
+        self._damaged.pop((host, store), None)
         self.quarantined.discard(store)
 
     def forget_host(self, host: HostId) -> None:
         self.hosts.pop(host, None)
-        for key in [k for k in self._corrupt if k[0] == host]:
-            del self._corrupt[key]
+        for known in (self._corrupt, self._damaged):
+            for key in [k for k in known if k[0] == host]:
+                del known[key]

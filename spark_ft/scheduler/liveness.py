@@ -198,13 +198,17 @@ class Liveness:
 
     def executor_exited(self, exited: ExecutorExited) -> None:
         executor = self._executors.live.get(exited.executor)
+        self._ends.segments_damaged(exited.touched)
         if executor is None:
             # Its hello may still be under way on its own link: it must find the door closed.
             self._turn.note("exit_of_unlisted_executor", executor=exited.executor, status=exited.status)
             self._executors.fence(exited.executor)
             return
-        blame = "system" if executor.doomed else blame_of_exit(exited.status, exited.signal)
+        blame = "system" if executor.doomed else blame_of_exit(exited.status, exited.signal, exited.touched)
         why = exit_text(exited.status, exited.signal)
+        for each in exited.touched:
+            state = "which is damaged" if each.damaged else "which verifies"
+            why += f", in segment {each.segment} of store {each.store} on {each.host}, {state}"
         if exited.oom:
             why += " (by the kernel, for want of memory)"
         if exited.stderr:

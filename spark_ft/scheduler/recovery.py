@@ -2,6 +2,7 @@
 
   lost                                    dropped at once
   one output or block proved unreadable   just that one (BL-1)
+  a segment that ends who reads it        all outputs and blocks in it (ST-10)
   a store with too many corrupt blocks    all outputs and blocks in it (BL-10)
   a host                                  everything on its disks, of all live shuffles, in one turn (WK-2)
   an executor                             what it had in memory; its outputs stay: a host serves them (EX-2)
@@ -283,6 +284,13 @@ class Recovery:
         outputs = self._outputs.get(status.shuffle)
         if outputs is not None and status in outputs.locations(status.map_index):
             self.outputs_lost(status.shuffle, [status.map_index], status.host, status.store, evidence)
+
+    def segment_lost(self, host: HostId, store: str, segment: int) -> None:
+        """A segment was found damaged and is out of use: nothing in it can be read any more."""
+        self._turn.note("segment_lost", host=host, store=store, segment=segment)
+        where = host, store, segment
+        self._outputs_lost(self._outputs.lost(lambda s: (s.host, s.store, s.segment) == where), "damaged")
+        self._blocks_lost(self._blocks.drop_segment(store, segment), "damaged")
 
     def store_lost(self, host: HostId, store: str) -> None:
         """A store is given up: nothing in it is used any more, and nothing more is written there."""

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-from spark_ft.errors import BlockCorrupt, BlockMissing
+from spark_ft.errors import BlockCorrupt, BlockMissing, StorageError
 from spark_ft.ids import Fingerprint, Generation, ShuffleId, TaskId
 from spark_ft.storage import lmdb_env
 from spark_ft.storage.lmdb_env import Get, Segment
@@ -76,6 +76,10 @@ class Row(NamedTuple):
 
 def segment_path(store: Path, number: int) -> Path:
     return store / f"seg-{number:05d}"
+
+
+def segment_number(path: Path) -> int:
+    return int(path.name.removeprefix("seg-"))
 
 
 def segment_numbers(store: Path) -> list[int]:
@@ -198,6 +202,27 @@ def garbage_in(segment: Segment, live: Container[bytes]) -> list[bytes]:
     items = [item for item in items_in(segment) if item not in live]
     chunks = [key for key in segment.keys(b"c") if b"m" + key[1:-4] not in live]
     return items + chunks + [key for key in segment.keys(b"d") if key[1:-4] not in live]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte that the segment at ``path`` holds verifies.  Touching one that does not may kill
+    the process: call this in a disposable child.  Raises BlockMissing when there is no such segment."""
+
+    def verify(get: Get, key: bytes) -> None:
+        if get(key) is None:
+            return  # dropped since it was listed
+        manifest(get, key, whole=True) if key[:1] == b"m" else payload(get, key)
+
+    try:
+        segment = lmdb_env.open_segment(path)
+        for key in segment.keys(b""):
+            if key != lmdb_env.FORMAT_KEY:
+                segment.read(lambda get, key=key: verify(get, key))  # type: ignore[misc]
+    except BlockMissing:
+        raise
+    except StorageError:
+        return False
+    return True
 
 
 # --- What was dropped on purpose ------------------------------------------------------------

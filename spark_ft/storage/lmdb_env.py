@@ -11,7 +11,8 @@ What LMDB asks of us, and where it is kept:
   whatever is read is copied out or visited within one call.
 - A transaction is never torn by a task's kill: each runs inside ``interrupts.shielded``.
 - Never on a network file system, whose locks and mappings are not those of one machine.
-- A file shorter than its meta page claims kills the reader by SIGBUS: it is refused before opening.
+- A file shorter than its meta page claims kills the reader by SIGBUS: it is refused before opening.  What
+  kills us all the same is told by a mark around each transaction (touched.py).
 - Keys have at most 511 bytes.
 - ``lmdb.Error`` never leaves this module.
 
@@ -35,6 +36,7 @@ import lmdb
 
 from spark_ft import failpoints, interrupts
 from spark_ft.errors import BlockCorrupt, BlockMissing, HostExhausted, SparkFtError, StorageError, StoreFull
+from spark_ft.storage import touched
 from spark_ft.storage.filesystem import check_file_system
 
 T = TypeVar("T")
@@ -64,10 +66,8 @@ class SegmentFull(Exception):  # noqa: N818 - a turn in the road, not an error: 
 
 
 class SegmentDamaged(Exception):  # noqa: N818 - as above
-    """The tree is damaged: nothing of this transaction was written, and nothing more can be.
-
-    What it held may be lost; whoever reads it finds out (BL-1).
-    """
+    """The tree is damaged: nothing of this transaction was written, and nothing more can be.  What it held
+    may be lost; whoever reads it finds out (BL-1)."""
 
 
 def whole() -> contextlib.AbstractContextManager[None]:
@@ -87,6 +87,7 @@ class Segment:
         self.writable = writable
         self._env: lmdb.Environment | None = env
         self._file = os.fspath(path / _DATA)
+        self._mark = touched.mark_of(path)
         self._size_bytes = 0  # that it had when it was last looked at
         self._damaged = False  # a write has found it so
         self._lock = threading.RLock()
@@ -111,7 +112,9 @@ class Segment:
         while True:
             with self._lock:  # a kill here is no harm: what is unwound is a reader
                 self._check_size()
+                table, at = touched.table, 0
                 try:
+                    at = table.enter(self._mark)
                     with self._begin(views) as txn:
                         return use(txn)
                 except lmdb.ReadersFullError:
@@ -121,6 +124,10 @@ class Segment:
                     freed = 1
                 except (lmdb.Error, OSError) as error:
                     raise _unreadable(error, self.path) from None
+                finally:
+                    table.view[at] = 0
+                    if at:
+                        table.free.append(at)
             if not freed:
                 waited_s += _wait_for_slot(self.path, waited_s)
 
@@ -159,10 +166,10 @@ class Segment:
 
         Raises SegmentFull when the map has no room, StoreFull when the disk has none, SegmentDamaged.
         """
-        with whole(), self._lock:
+        with whole(), self._lock, touched.inside(self._mark):
             try:
-                failpoints.hit("store.write")
                 with self._open_env().begin(write=True, buffers=False) as txn:
+                    failpoints.hit("store.write")
                     for prefix in delete_prefixes:
                         for key in list(_keys(txn, prefix)):
                             txn.delete(key)
@@ -397,10 +404,8 @@ def sweep() -> None:
 
 
 def create_segment(path: Path, map_bytes: int, sync: bool, any_file_system: bool = False) -> Segment:
-    """A new, empty environment in the new directory ``path``, open for writing.
-
-    Raises StoreFull, or StorageError (STORE_NOT_WRITABLE) when the directory cannot be had.
-    """
+    """A new, empty environment in the new directory ``path``, open for writing.  Raises StoreFull, or
+    StorageError (STORE_NOT_WRITABLE) when the directory cannot be had."""
     if not any_file_system:
         check_file_system(path)
     try:
@@ -433,8 +438,8 @@ def create_segment(path: Path, map_bytes: int, sync: bool, any_file_system: bool
 def open_segment(path: Path) -> Segment:
     """The environment at ``path``, for reading; the one already open in this process if there is one.
 
-    A closed segment never changes and is opened without the lock table; so is one whose lock file is
-    gone: what is read from it is verified anyhow.  Raises BlockMissing when there is no such
+    A closed segment never changes and is opened without the lock table; so is one whose lock file is gone:
+    what is read is verified.  Raises BlockMissing when there is no such
     segment, BlockCorrupt when its file is damaged, StorageError (STORE_FORMAT) when it is another version's.
     """
     waited_s = 0.0
@@ -475,15 +480,16 @@ def _open_segment(path: Path) -> Segment:
 def _open_readonly(path: Path, map_bytes: int) -> lmdb.Environment:
     active = not (path / _CLOSED).exists() and os.access(path / _LOCK, os.R_OK | os.W_OK)
     try:
-        return lmdb.open(
-            str(path),
-            map_size=map_bytes,
-            readonly=True,
-            create=False,
-            lock=active,
-            max_readers=MAX_READERS,
-            max_spare_txns=2,
-        )
+        with touched.inside(touched.mark_of(path)):
+            return lmdb.open(
+                str(path),
+                map_size=map_bytes,
+                readonly=True,
+                create=False,
+                lock=active,
+                max_readers=MAX_READERS,
+                max_spare_txns=2,
+            )
     except lmdb.ReadersFullError:
         raise
     except lmdb.Error as error:
@@ -515,6 +521,16 @@ def mark_closed(path: Path) -> None:
     """From now on nobody writes to the segment at ``path``."""
     try:
         (path / _CLOSED).touch()
+    except OSError as error:
+        raise os_error(error, path) from None
+
+
+def condemn(path: Path) -> None:
+    """Take a damaged segment out of use for everybody: the empty file in its place is refused by whoever
+    comes or has it open, its writer too; who is in the middle of it keeps what is mapped."""
+    try:
+        (empty := path / "condemned").touch()
+        os.replace(empty, path / _DATA)
     except OSError as error:
         raise os_error(error, path) from None
 

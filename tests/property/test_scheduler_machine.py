@@ -59,6 +59,7 @@ from spark_ft.protocol.messages import (
     MapStatus,
     MayLeave,
     NotLoadable,
+    SegmentTouched,
     StoredResult,
     StoresServed,
     Success,
@@ -680,9 +681,17 @@ class History:
                 if (output := world.output(task, {}, None, False)) is not None:
                     outputs.append(output)
         worker = world.core.executors.live[executor].worker.id
+        touched = []
+        places = [place for o in world.core.outputs for place in o.statuses if place is not None]
+        if how == (0, 11) and places:  # it has died reading one of these, and so will not be adopted itself
+            place = rng.choice(places)
+            damaged = rng.random() < 0.7
+            touched.append(SegmentTouched(place.host, place.store, place.segment, damaged))
+            outputs = [] if damaged and place.store == executor else outputs
         world.gone(executor)
         oom = how == (0, 9) and rng.random() < 0.3
-        world.tell(worker, ExecutorExited(executor, *how, "", tuple(outputs), oom=oom))
+        exited = ExecutorExited(executor, *how, "", tuple(outputs), oom=oom, touched=tuple(touched))
+        world.tell(worker, exited)
 
     def executor_falls_silent(self, rng: Random) -> None:
         world = self.world
