@@ -39,15 +39,21 @@ class _Mode:
 # --- Records -----------------------------------------------------------------------------
 
 
-def dumps(obj: Any) -> bytes:
+def dumps(obj: Any, take_buffer: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
     """Pickle records.  In the driver always by cloudpickle, because there plain pickle would name
-    functions of ``__main__`` that no executor can look up."""
+    functions of ``__main__`` that no executor can look up.  ``take_buffer``: given large buffers, which are
+    then not in the pickle."""
     if _Mode.main_is_ours:
+        taken: list[pickle.PickleBuffer] = []
         try:
-            return pickle.dumps(obj, _PROTOCOL)
+            payload = pickle.dumps(obj, _PROTOCOL, buffer_callback=taken.append if take_buffer else None)
         except (pickle.PicklingError, AttributeError, TypeError):
             pass  # a lambda, a local class …: by value
-    return cast(bytes, cloudpickle.dumps(obj, _PROTOCOL))
+        else:
+            for buffer in taken:
+                take_buffer(buffer)  # type: ignore[misc]  # none were taken without it
+            return payload
+    return cast(bytes, cloudpickle.dumps(obj, _PROTOCOL, buffer_callback=take_buffer))
 
 
 loads = pickle.loads

@@ -28,6 +28,10 @@ TEXT_MAX = 16 << 10  # characters of an error's own words
 _TRACE_MAX = 64 << 10
 _PATIENCE_S, _AGAIN_S = 2.0, 0.25  # with user code that makes the words
 _HOSTS_OWN = {"STORAGE_ERROR", "STORE_NOT_WRITABLE", "STORE_UNSUPPORTED_FS"}  # troubles of its disk
+_READ_ONLY = (
+    "Arrays of a persisted RDD cannot be written into, because later tasks read the same memory: change a "
+    "copy (array.copy())"
+)
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARY = os.path.dirname(os.__file__) + os.sep  # Python's own
 
@@ -68,6 +72,8 @@ def reason_of(error: BaseException) -> EndReason:
         case SystemExit() | KeyboardInterrupt() | GeneratorExit():
             code = (words or "0") if isinstance(error, SystemExit) else ""
             return UserError(name, f"USER_CODE_EXITED({code})", trace, "USER_CODE_EXITED")
+        case ValueError() if "read-only" in words:
+            return UserError(name, f"{words}. {_READ_ONLY}", trace)
     return UserError(name, words, trace)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -51,6 +50,7 @@ from spark_ft.shuffle.spill import estimate_bytes, in_batches
 from spark_ft.shuffle.writer import write_map_output
 from spark_ft.storage.blocks import OutputKey
 from spark_ft.storage.digest import UNKNOWN, Digest
+from spark_ft.storage.kept import Kept
 from spark_ft.storage.memory import Held
 from spark_ft.taskcontext import BarrierTaskContext, TaskContext
 
@@ -318,17 +318,16 @@ class _Attempt:
         level = node.storage
         if not level.useMemory:
             return self._write(node, partition, records)
-        batches: deque[list[Any]] = deque()
-        size, digest, more = 0, Digest(), in_batches(records)
+        held, size, digest, more = Kept(), 0, Digest(), in_batches(records)
         for batch in more:
-            batches.append(batch)
             digest.add(batch)
-            size += estimate_bytes(batch)
+            size += held.add(batch) or estimate_bytes(batch)
             if not self._make_room(node.id, size):
                 if level.useDisk:
-                    return self._write(node, partition, itertools.chain(_drained(batches), records))
-                return itertools.chain.from_iterable(self._pass_on(node.id, partition, batches, more, digest))
-        held, checksum = list(_drained(batches)), digest.value()
+                    return self._write(node, partition, itertools.chain(held.drain(), records))
+                rest = itertools.chain.from_iterable(self._passed_on(node.id, partition, more, digest))
+                return itertools.chain(held.drain(), rest)
+        checksum = digest.value()
         with self._lock:
             evicted = self._process.memory.put(node.id, partition, held, size, level.useDisk, checksum)
         if any((old.node, old.partition) == (node.id, partition) for old in evicted):  # no room after all
@@ -340,13 +339,11 @@ class _Attempt:
         self._let_go(evicted)
         return iter(held)
 
-    def _pass_on(
-        self, node: NodeId, partition: int, seen: deque[list[Any]], more: Iterator[list[Any]], digest: Digest
+    def _passed_on(
+        self, node: NodeId, partition: int, more: Iterator[list[Any]], digest: Digest
     ) -> Iterator[list[Any]]:
         """There is no room: the records go by.  Whoever reads them all has used this edition of the
         partition, and says so (BL-12)."""
-        while seen:
-            yield seen.popleft()
         for batch in more:
             digest.add(batch)
             yield batch
@@ -392,12 +389,6 @@ class _Attempt:
 
     def _store(self, node: NodeId, partition: int, batches: Iterable[list[Any]]) -> BlockRef:
         return self.env.write_block("rdd", b"%d.%d" % (node, partition), map(rows.encode, batches))
-
-
-def _drained(batches: deque[list[Any]]) -> Iterator[Any]:
-    """The records, each batch let go of as soon as it has been passed on."""
-    while batches:
-        yield from batches.popleft()
 
 
 class _Step:

@@ -1,4 +1,4 @@
-"""Persisted partitions as live objects: least recently used first out, within a budget of bytes.
+"""Persisted partitions in memory (kept.py: in which form), least recently used first out, within a budget.
 
 Invariants: the sum of the sizes held never exceeds the budget; a partition is never evicted to
 make room for another one of the same node, which would only turn the cache over (Spark's rule).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from spark_ft.ids import NodeId
@@ -18,7 +19,7 @@ class Held(NamedTuple):
 
     node: NodeId
     partition: int
-    records: list[Any]
+    records: Iterable[Any]  # as often as wanted
     size_bytes: int
     use_disk: bool
     checksum: int = 0  # of the records, whichever way they are held
@@ -33,8 +34,8 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._held: OrderedDict[tuple[NodeId, int], Held] = OrderedDict()  # least recently used first
 
-    def get(self, node: NodeId, partition: int) -> list[Any] | None:
-        """The very list that was put, or None; counts as a use."""
+    def get(self, node: NodeId, partition: int) -> Iterable[Any] | None:
+        """The very records that was put, or None; counts as a use."""
         entry = self.held(node, partition)
         return None if entry is None else entry.records
 
@@ -50,7 +51,7 @@ class MemoryStore:
         self,
         node: NodeId,
         partition: int,
-        records: list[Any],
+        records: Iterable[Any],
         size_bytes: int,
         use_disk: bool = False,
         checksum: int = 0,

@@ -7,6 +7,7 @@ from collections import Counter
 from operator import add
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spark_ft import StorageLevel, TaskContext
@@ -60,6 +61,31 @@ def test_TK_13_who_computes_again_sees_broadcasts_and_closures_as_they_were_sent
     assert len({pid for pid, _ in answer}) == 1, "another process would have had fresh ones anyhow"
     assert [found for _, found in answer] == [([1, 2, 3], [10])] * 3
     assert gate.arrivals() == {"0": 2, "1": 2, "2": 2}
+
+
+def test_TK_13_what_a_task_does_to_cached_records_no_later_task_sees(start) -> None:
+    running = start("local[2]", spark_speculation=False)
+
+    def spoil(record):
+        record["n"] = -1
+        record["of"].append(record)
+        return 1
+
+    def add_in_place(array):
+        array += 1
+        return array
+
+    dicts = running.sc.parallelize(range(100), 4).map(lambda n: {"n": n, "of": [n]}).cache()
+    assert dicts.map(spoil).sum() == 100, "those that computed them, too"
+    assert dicts.map(spoil).sum() == 100
+    assert dicts.map(lambda record: (record["n"], record["of"])).collect() == [(n, [n]) for n in range(100)]
+    arrays = running.sc.parallelize(range(8), 4).map(lambda n: (n, np.full(3, n))).cache()
+    assert arrays.map(lambda pair: int(pair[1].sum())).sum() == 3 * sum(range(8))
+    assert arrays.map(lambda pair: add_in_place(pair[1].copy()).tolist()).collect()[0] == [1, 1, 1]
+    with pytest.raises(Exception, match=r"array\.copy\(\)"):
+        arrays.map(lambda pair: add_in_place(pair[1])).collect()
+    assert arrays.map(lambda pair: int(pair[1].sum())).sum() == 3 * sum(range(8))
+    assert len(running.log.of("cached")) == 8, "read from memory each time"
 
 
 # --- TK-14: they write somewhere else -----------------------------------------------------------------

@@ -251,6 +251,39 @@ def test_BL_12_a_determinate_cached_partition_that_is_lost_rolls_nothing_back(st
     assert not running.log.of("cached_indeterminate_recomputed") and not running.log.of("rollback")
 
 
+def test_BL_12_what_comes_out_different_and_finds_no_room_is_an_error_by_name_and_never_mixed(start) -> None:
+    running = start("local[2]", spark_memory_fraction=0.01, spark_executor_memory="16m")
+
+    def drawn_blobs(index, _):
+        for number in range(12):  # 600 KiB where there is room for 160
+            yield number, os.urandom(8) + bytes(50 << 10)
+
+    kept = running.sc.parallelize(range(2), 2).mapPartitionsWithIndex(drawn_blobs).cache()
+    direct = kept.mapValues(lambda blob: blob[:8])
+    action = Action(lambda: direct.union(direct.partitionBy(2)).values().collect())
+    with pytest.raises(JobError) as raised:
+        action.result(120)
+    assert raised.value.getCondition() == "INDETERMINATE_OUTPUT_ROLLBACK"
+    running.log.wait_for("cached_indeterminate_recomputed")
+    assert running.log.of("not_cached") and not running.log.of("cached"), "there was room"
+    assert len(direct.collect()) == 24, "used once it is what it is"
+
+
+def test_BL_12_what_comes_out_the_same_and_finds_no_room_rolls_nothing_back(start) -> None:
+    running = start("local[2]", spark_memory_fraction=0.01, spark_executor_memory="16m")
+
+    def blobs(index, _):
+        for number in range(12):
+            yield number, bytes([index, number]) + bytes(50 << 10)
+
+    kept = running.sc.parallelize(range(2), 2).mapPartitionsWithIndex(blobs).cache()
+    direct = kept.mapValues(lambda blob: blob[:2])
+    both = Counter(direct.union(direct.partitionBy(2)).values().collect())
+    assert both == {bytes([index, number]): 2 for index in range(2) for number in range(12)}
+    running.log.wait_for("not_cached", 4)
+    assert not running.log.of("cached") and not running.log.of("rollback")
+
+
 # --- Actions of several jobs ---
 
 

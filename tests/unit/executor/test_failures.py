@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from spark_ft.errors import BlockCorrupt, StorageError, StoreFull
@@ -18,6 +19,7 @@ from spark_ft.lineage.narrow import MAP, fuse
 from spark_ft.protocol.messages import HostError, UserError
 from spark_ft.rdd import tasks
 from spark_ft.shuffle.table import combined
+from spark_ft.storage.kept import Kept
 
 
 def failed(call) -> UserError:
@@ -256,3 +258,14 @@ def test_WK_9_other_errors_of_user_code_stay_its_own(number):
         raise OSError(number, os.strerror(number))
 
     assert failed(read).condition == "TASK_FAILED"
+
+
+def test_TK_13_who_writes_into_a_cached_array_is_told_what_to_do() -> None:
+    held = Kept()
+    held.add([np.arange(3)])
+
+    def write() -> None:
+        next(iter(held))[0] = 1
+
+    reason = failed(write)
+    assert reason.type_name == "ValueError" and "array.copy()" in reason.text
