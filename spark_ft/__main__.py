@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import spark_ft
+from spark_ft.applications import apps, forget_command
 from spark_ft.daemons import manager, pair, worker
 from spark_ft.observe import explain, status
 
@@ -32,6 +33,8 @@ main.add_command(status)
 main.add_command(explain)
 main.add_command(manager)
 main.add_command(worker)
+main.add_command(apps)
+main.add_command(forget_command)
 
 
 @main.command()

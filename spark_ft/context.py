@@ -160,17 +160,24 @@ class SparkContext(DriverSession):
 
     def stop(self) -> None:
         """End every job and process of this application.  Idempotent; at most 2 s, and one more where
-        listeners lag behind."""
+        listeners lag behind.
+
+        With ``spark.app.id`` that drops what the application has finished; not so while an exception
+        is on its way out, for then the program may be mended and started again (docs/resume.md).
+        """
+        self._stop(keep=sys.exc_info()[1] is not None)
+
+    def _stop(self, keep: bool) -> None:
         with SparkContext._lock:
             if SparkContext._active_spark_context is self:
                 SparkContext._active_spark_context = None
-            self._end("has been stopped")
+            self._end("has been stopped", keep)
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str, keep: bool = False) -> None:
         driver = self._close(why)
         if driver is not None:
             self._files.close()
-            driver.stop()
+            driver.stop(keep)
             self._listeners.stop()
 
     def __enter__(self) -> SparkContext:
@@ -182,7 +189,7 @@ class SparkContext(DriverSession):
         value: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
-        self.stop()
+        self._stop(keep=value is not None)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise ContextInTaskError(errorClass="CONTEXT_ONLY_VALID_ON_DRIVER", messageParameters={})
@@ -541,7 +548,7 @@ def _report_unknown(conf: SparkConf) -> None:
 def _stop_at_exit() -> None:
     active = SparkContext._active_spark_context
     if active is not None:
-        active.stop()
+        active._stop(keep=getattr(sys, "last_value", None) is not None)  # an exception has ended the program
 
 
 def _forget_after_fork() -> None:

@@ -12,6 +12,8 @@
         │   ├── JobCancelled                 somebody asked for it
         │   └── NoExecutors                  nothing to run it on
         ├── ClusterError                   processes could not be started or reached
+        ├── DriverFenced                   another driver has taken this application over
+        ├── JournalFailed                  what a driver's next life rests on cannot be written
         ├── ShuffleError
         │   └── FetchError                   a block could not be read: carries the evidence
         ├── StorageError
@@ -194,6 +196,14 @@ class NoExecutors(JobError):
 
 class ClusterError(SparkFtError, RuntimeError):
     default_condition = "CLUSTER_ERROR"
+
+
+class DriverFenced(SparkFtError, RuntimeError):
+    default_condition = "DRIVER_FENCED"
+
+
+class JournalFailed(SparkFtError, RuntimeError):
+    default_condition = "JOURNAL_WRITE_FAILED"
 
 
 class ShuffleError(SparkFtError):

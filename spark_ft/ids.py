@@ -26,6 +26,7 @@ TaskId = NewType("TaskId", int)  # one attempt; grows within an application
 BlobId = NewType("BlobId", int)  # the pickled functions of one stage; grows within a driver
 Generation = NewType("Generation", int)  # grows within a shuffle
 Fingerprint = NewType("Fingerprint", bytes)  # 16 bytes that name data on disk
+ActionId = NewType("ActionId", bytes)  # 16 bytes that name a job to every life of a driver; empty: to none
 
 DRIVER_HOST = HostId("driver")  # the driver's own stores; by path only where there is one host
 

@@ -197,6 +197,11 @@ class Settings:
     gc_interval_s: float = _key("spark.ft.store.gcInterval", 10.0, seconds, "stale readers, garbage segments", least=_SHORTEST_S)
     reference_tracking: bool = _key("spark.cleaner.referenceTracking", True, boolean, "drop unreachable data")
 
+    # A driver's next life; only with spark.app.id
+    recovery_dir: str = _key("spark.ft.recovery.dir", "", _path, "what outlives a driver; beside the scratch directories when empty")
+    recovery_results_bytes: int = _key("spark.ft.recovery.resultsSize", 64 << 20, size_bytes, "of kept results; the oldest go first", least=0)
+    recovery_fails: bool = _key("spark.ft.recovery.failOnJournalError", False, boolean, "end jobs, rather than go on without a journal")
+
     # Results and messages
     max_result_bytes: int = _key("spark.driver.maxResultSize", 1 << 30, size_bytes, "of one job; 0: no limit")
     inline_result_bytes: int = _key("spark.ft.result.inlineSize", 1 << 20, size_bytes, "larger go by the store")

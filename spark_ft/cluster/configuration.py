@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 class WorkerConfig:
     """``granter`` is the manager, or the driver in ``local[n]`` (``has_manager`` False): then
     ``assignment`` holds the fields of its AssignExecutors.  ``roots``: directories of hosts whose
-    stores executors may open themselves.  ``settings`` are SparkConf's pairs.
+    stores executors may open themselves.  ``settings`` are SparkConf's pairs.  ``is_kept``: the root outlives
+    the driver, and a worker of the driver before may be about to end.
 
     ``masters``: of a daemon, where managers are to be found; then ``granter`` is nobody, and ``root`` is
     shared by all applications that are given executors here.
@@ -36,6 +37,7 @@ class WorkerConfig:
     settings: dict[str, str] = field(default_factory=dict)
     assignment: dict[str, Any] | None = None
     masters: tuple[str, ...] = ()
+    is_kept: bool = False
 
 
 @dataclass(frozen=True)

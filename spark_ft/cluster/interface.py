@@ -35,9 +35,9 @@ class ClusterManager(Protocol):
     def new_app_id(self, start_ms: int) -> str:
         """A name for an application that has none."""
 
-    def make_scratch(self, app: AppId) -> Path:
-        """The application's directory on the driver's machine, held until ``remove_scratch``.
-        Raises ClusterError."""
+    def make_scratch(self, app: AppId, data: Path | None) -> Path:
+        """The application's directory on the driver's machine, held until ``remove_scratch``.  ``data``: what
+        outlives this driver is to lie there, as far as hosts are its own.  Raises ClusterError."""
 
     def endpoint(self, name: str) -> str:
         """Where the driver may bind its socket ``name`` (``driver``, ``driver-data``)."""

@@ -159,13 +159,15 @@ class LocalCluster:
     def new_app_id(self, start_ms: int) -> str:
         return f"app-{start_ms}" if self.layout.managed else f"local-{start_ms}"
 
-    def make_scratch(self, app: AppId) -> Path:
-        """The application's directory, held until ``remove_scratch``.  Raises ClusterError."""
+    def make_scratch(self, app: AppId, data: Path | None) -> Path:
+        """The application's directory, held until ``remove_scratch``; ``data``: where the roots of hosts lie
+        instead.  Raises ClusterError."""
         try:
             self._scratch = Scratch.create(self._settings.local_dir, app)
         except ClusterError:
             self.stop()
             raise
+        self._scratch.data = data or self._scratch.path
         return self._scratch.path
 
     def endpoint(self, name: str) -> str:
@@ -227,6 +229,7 @@ class LocalCluster:
             root=str(root),
             roots=roots,
             scratch=str(self._scratch.path),
+            is_kept=self._scratch.data != self._scratch.path,
             token=self._token.hex(),
             granter=self._me if managed is None else managed.me,
             granter_endpoint=self._driver_endpoint if managed is None else self._manager_endpoint,

@@ -180,10 +180,12 @@ def _signal_group(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def kill_recorded(directory: Path) -> None:
-    """SIGKILL to every recorded process."""
-    for entry in recorded(directory):
+def kill_recorded(directory: Path) -> list[Recorded]:
+    """SIGKILL to every recorded process; answers which."""
+    found = recorded(directory)
+    for entry in found:
         _signal_group(entry.pid, signal.SIGKILL)
+    return found
 
 
 def exit_now(status: int) -> NoReturn:

@@ -6,6 +6,7 @@
         driver/stores/       the driver's own blocks
         hosts/<host>/        stores/  tmp/  log/  run/
                              worker.lock   flock, by the one worker that serves this directory
+                             serving/      that worker, written down
                              boot_id       of the kernel under which it was last served
 
 Whoever lives off a scratch directory holds ``owner.lock`` shared; the kernel lets go of it however
@@ -25,9 +26,11 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 from spark_ft.cluster.processes import kill_recorded
+from spark_ft.cluster.procfs import Recorded
 from spark_ft.errors import ClusterError
 from spark_ft.ids import DRIVER_HOST, AppId, HostId, Incarnation
 from spark_ft.transport.sockets import endpoint_in
@@ -35,13 +38,15 @@ from spark_ft.transport.sockets import endpoint_in
 PREFIX = "spark-ft-"
 _MAKING = ".spark-ft-making-"  # not yet under its name
 _LOCK = "owner.lock"
+_POLL_S = 0.02
 
 
 class Scratch:
-    """One application's directory as one process holds it."""
+    """One application's directory as one process holds it.  ``data``: where the roots of hosts lie, when that
+    is another one, which outlives this (application.py)."""
 
     def __init__(self, path: Path, lock_fd: int) -> None:
-        self.path = path
+        self.path = self.data = path
         self._lock_fd = lock_fd
         self._owner_pid = os.getpid()
 
@@ -85,7 +90,7 @@ class Scratch:
 
     def host_root(self, host: HostId) -> Path:
         """What executors of ``host`` may open directly; the driver has one of its own."""
-        return self.path / "driver" if host == DRIVER_HOST else self.path / "hosts" / host
+        return self.data / "driver" if host == DRIVER_HOST else self.data / "hosts" / host
 
     def endpoint(self, name: str) -> str:
         """An address to bind a socket to."""
@@ -106,16 +111,15 @@ class Scratch:
         self.close()
 
 
-def hold_root(root: Path, me: Incarnation) -> bool:
+def hold_root(root: Path, me: Incarnation, patience_s: float = 0.0) -> bool:
     """Be the one worker of a host's directory until this process ends; the kernel lets go of it then.
 
     Answers whether the machine has been started anew since a worker was here: what it had not synced may
-    be gone then (ST-8).  Raises ClusterError (STORE_IN_USE) while another worker lives off it (WK-5).
+    be gone then (ST-8).  Raises ClusterError (STORE_IN_USE) while another worker lives off it (WK-5), after
+    ``patience_s``.
     """
     lock_fd = os.open(root / "worker.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not has_lock(lock_fd, fcntl.LOCK_EX, patience_s):
         holder = os.pread(lock_fd, 200, 0).decode(errors="replace") or "another process"
         os.close(lock_fd)
         raise ClusterError(
@@ -129,6 +133,17 @@ def hold_root(root: Path, me: Incarnation) -> bool:
     return before != now
 
 
+def has_lock(fd: int, kind: int, patience_s: float) -> bool:
+    """Whether the lock on ``fd`` could be had within ``patience_s``.  Polled: ``flock`` knows no deadline."""
+    for _ in range(int(patience_s / _POLL_S) + 1):
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            return True
+        if patience_s:
+            threading.Event().wait(_POLL_S)
+    return False
+
+
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -136,9 +151,14 @@ def _boot_id() -> str:
         return ""  # not Linux
 
 
+def kill_residents(path: Path) -> list[Recorded]:
+    """SIGKILL to workers and executors that are written down below ``path``; answers who that was."""
+    directories = [*path.glob("hosts/*/run"), *path.glob("hosts/*/serving")]
+    return [process for directory in directories for process in kill_recorded(directory)]
+
+
 def _remove(path: Path) -> None:
-    for run in path.glob("hosts/*/run"):
-        kill_recorded(run)
+    kill_residents(path)
     if not path.is_dir():
         return  # somebody was quicker
     # The lock goes last: while files are being deleted nobody can mistake the directory for a new one.

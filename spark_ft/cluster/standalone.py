@@ -73,7 +73,7 @@ class StandaloneCluster:
     def new_app_id(self, start_ms: int) -> str:
         return f"app-{start_ms}-{os.getpid()}"  # several drivers may start in one millisecond
 
-    def make_scratch(self, app: AppId) -> Path:
+    def make_scratch(self, app: AppId, data: Path | None) -> Path:
         try:
             self._scratch = Scratch.create(self._settings.local_dir, app)
         except ClusterError:

@@ -81,6 +81,7 @@ from spark_ft.transport.sockets import advertised
 
 EXIT_CANNOT_START = 78
 PROBE_TIMEOUT_S = 10.0
+PATIENCE_S = 5.0  # for the end of a worker whose driver has ended, or has been fenced
 SURVEY_TIMEOUT_S = 60.0  # after a reboot every byte is read
 
 log = get_logger(__name__)
@@ -149,7 +150,9 @@ class _Worker:
             processes.no_stdin()
         else:
             self._scratch = Scratch.join(Path(config.scratch))
-        self._rebooted = hold_root(self._root, Incarnation(config.me))
+        (self._root / "serving").mkdir(exist_ok=True)
+        record_self(self._root / "serving" / config.me, config.granter)
+        self._rebooted = hold_root(self._root, Incarnation(config.me), PATIENCE_S if config.is_kept else 0.0)
         self._died_in = touched.read(self._root / "touched")  # the worker before us, with whom it ended
         touched.publish(self._root / "touched")
         me, granter = Incarnation(config.me), Incarnation(config.granter)
@@ -404,10 +407,10 @@ class _Worker:
                 done()
 
         def done() -> None:
-            for holding in self._holdings.values():
-                for path in (holding.root / "run").iterdir():  # of those that have not lived to see us
-                    if path.name.partition(".")[0] not in self._pids:
-                        path.unlink(missing_ok=True)
+            folders = [self._root / "serving", *(holding.root / "run" for holding in self._holdings.values())]
+            for path in (path for folder in folders for path in folder.iterdir()):
+                if path.name.partition(".")[0] not in (*self._pids, self._config.me):
+                    path.unlink(missing_ok=True)  # of those that have not lived to see us
             self._host.post(Inherited(tuple(heirlooms), tuple(outputs), tuple(whole)))
             config = self._config
             if config.assignment is not None:  # local[n]: the driver's wish comes with the configuration

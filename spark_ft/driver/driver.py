@@ -26,13 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 from spark_ft import accumulators, closures
 from spark_ft.clock import BootClock, wall_ms
+from spark_ft.cluster.application import Application, recovery_root
 from spark_ft.cluster.copier import Copier
 from spark_ft.cluster.interface import ClusterManager
 from spark_ft.cluster.local import LocalCluster
 from spark_ft.cluster.standalone import StandaloneCluster
 from spark_ft.driver.eventlog import open_event_log
 from spark_ft.driver.handle import JobHandle
-from spark_ft.errors import ClusterError, FetchError
+from spark_ft.driver.journal import Journal
+from spark_ft.errors import ClusterError, DriverFenced, FetchError, SparkFtError
 from spark_ft.executor.versions import versions
 from spark_ft.ids import (
     DRIVER_HOST,
@@ -132,15 +134,21 @@ class Driver:
         self._stopped = False
         self._owner_pid = os.getpid()
 
-        self.scratch: Path = self.cluster.make_scratch(self.app_id)
+        self._application: Application | None = None
+        self._journal: Journal | None = None
+        self._refusal: SparkFtError | None = None  # why nothing may be run any more
         with contextlib.ExitStack() as failed:  # what has been begun ends with a constructor that raises
-            failed.callback(self.cluster.remove_scratch)
             failed.callback(self.cluster.stop)
+            if settings.app_id:
+                self._begin_application(failed)
+            data = self._application.path if self._application is not None else None
+            self.scratch: Path = self.cluster.make_scratch(self.app_id, data)
+            failed.callback(self.cluster.remove_scratch)
             self._events = open_event_log(settings, self.app_id)
             if self._events is not None:
                 failed.callback(self._events.close)
                 self._observers = (self._events.write, *observers)
-            self._roots: dict[HostId, Path] = {DRIVER_HOST: self.scratch / "driver"}
+            self._roots: dict[HostId, Path] = {DRIVER_HOST: (data or self.scratch) / "driver"}
             self._reader = StoreReader(self._roots)
             data_endpoint = self.cluster.endpoint("driver-data")
             self._server = BlockServer(data_endpoint, self._token, serve(self._reader, DRIVER_HOST))
@@ -182,6 +190,23 @@ class Driver:
         except BaseException:
             self.stop()
             raise
+
+    def _begin_application(self, failed: contextlib.ExitStack) -> None:
+        """Hold the directory that outlives us; from here on every older driver of this id is fenced."""
+        settings = self.settings
+        about = {
+            "name": settings.app_name, "program": sys.argv[:1], "master": settings.master,
+            "pid": os.getpid(), "began_ms": self.start_ms,
+        }  # fmt: skip
+        with Application.beginning(recovery_root(settings), self.app_id, about) as application:
+            self._application = application
+            failed.callback(application.close, lambda: not application.resumed)
+            self._journal = Journal(
+                application.path / "journal", self.me, self.start_ms, settings.recovery_results_bytes,
+                self._journal_ended, settings.any_file_system,
+            )  # fmt: skip
+            failed.callback(self._journal.close)
+            application.end_residents()
 
     def flush_events(self) -> None:
         """Wait, for at most a second, until the event log tells all that has happened so far."""
@@ -400,6 +425,28 @@ class Driver:
         for observer in self._observers:
             observer(kind, fields)
 
+    def _journal_ended(self, error: SparkFtError) -> None:
+        """In the journal's thread: nothing more can be written (DR-4, DR-8)."""
+        if isinstance(error, DriverFenced) or self.settings.recovery_fails:
+            self._refusal = error
+        if hasattr(self, "_host"):
+            self._host.call(lambda: self._without_journal(error))
+
+    def _without_journal(self, error: SparkFtError) -> None:
+        """Go on without a next life, or end every job: as the settings say, and always when we are fenced."""
+        self._note("journal_ended", {"condition": error.getCondition(), "text": error.getMessage()})
+        log.error("%s", error)
+        if self._refusal is None:
+            log.error("the application goes on, and is not resumed should its driver die (spark.app.id)")
+            return
+        failure = JobFailure(error.getCondition() or "", error.getMessage())
+        for handle in list(self._jobs.values()):
+            handle.finish(failure)
+        self._host.post(CancelJobs(reason=error.getMessage()))
+        if isinstance(error, DriverFenced):
+            self._host.post(Stopping())
+            threading.Thread(target=self.cluster.stop, name="spark-ft-fenced", daemon=True).start()
+
     def _core_failed(self, error: BaseException, event: Event) -> None:
         """The scheduler met what it never should: every job ends with that, nothing hangs (DR-10)."""
         text = f"internal error in the scheduler at {event!r}:\n{traceback.format_exc()}"
@@ -415,9 +462,12 @@ class Driver:
     def _check_running(self) -> None:
         if self._stopped:
             raise ClusterError("This application has been stopped; make a new SparkContext.")
+        if self._refusal is not None:
+            raise self._refusal
 
-    def stop(self) -> None:
-        """End every job and process of this application; idempotent, at most 2 s."""
+    def stop(self, keep: bool = False) -> None:
+        """End every job and process of this application; idempotent, at most 2 s.  ``keep``: it is no good
+        end, and what a next driver of this id can go on from stays."""
         if self._stopped or os.getpid() != self._owner_pid:
             return
         self._stopped = True
@@ -440,6 +490,10 @@ class Driver:
         if self._events is not None:
             self._events.close()
         self.cluster.remove_scratch()
+        if self._application is not None and self._journal is not None:
+            journal = self._journal
+            journal.close()
+            self._application.close(lambda: not keep and self._refusal is None and journal.is_ours())
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or a pipe without a reader
             sys.stdout.flush()
 

@@ -24,8 +24,8 @@ import dataclasses
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
@@ -36,6 +36,7 @@ WIRE_VERSION = 1  # of the frame's header; a change of messages alone needs no n
 MAX_BYTES = 128 << 20  # of one message, unless told otherwise
 
 Raw = tuple[Any, ...]  # what msgpack makes of one message
+T = TypeVar("T")
 
 
 def encode(message: Message, max_bytes: int = MAX_BYTES) -> bytes:
@@ -88,6 +89,21 @@ def build(raw: Raw) -> Message:
     except RecursionError as error:
         raise RemoteProtocolError("a message nests too deep") from error
     return message
+
+
+def pack_record(item: object) -> bytes:
+    """A dataclass that is no message, tagged, for ``unpack_record``: what a journal holds."""
+    data: bytes = msgpack.packb(_encoder(type(item), True)(item), unicode_errors="surrogatepass")
+    return data
+
+
+def unpack_record(kinds: Mapping[str, type[T]], data: bytes) -> T:
+    """What ``pack_record`` made of one of ``kinds`` (by name).  Raises RemoteProtocolError."""
+    raw = _unpack(data, MAX_BYTES)
+    if type(raw) is not tuple or not raw or type(raw[0]) is not str or raw[0] not in kinds:
+        _bad("unknown tag of a record", raw)
+    item: T = _class_decoder(kinds[raw[0]])(raw[1:])
+    return item
 
 
 def _unpack(data: bytes | memoryview, max_bytes: int) -> Any:

@@ -1,7 +1,9 @@
-"""Which file systems can hold a store: locks and shared mappings have to be those of one machine."""
+"""Which file systems can hold a store: locks and shared mappings have to be those of one machine; and whether
+there is room."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from spark_ft.errors import StorageError
@@ -10,6 +12,8 @@ _NETWORK_FILE_SYSTEMS = {
     "9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "gpfs",
     "lustre", "nfs", "nfs4", "ocfs2", "smb3",
 }  # fmt: skip
+
+FULL_SIGNS = ("No space left", "quota exceeded", "File too large")  # what errors say of a full disk
 
 
 def check_file_system(path: Path, mounts: str | None = None) -> None:
@@ -34,3 +38,30 @@ def check_file_system(path: Path, mounts: str | None = None) -> None:
             "spark.local.dir to a local disk, or spark.ft.store.anyFileSystem=true if you know better",
             "STORE_UNSUPPORTED_FS",
         )
+
+
+def can_grow(path: Path) -> bool:
+    """Ask the kernel for one more byte at the file's end: it says what stands behind a short write, be it
+    the disk, a quota or a limit.  LMDB takes no notice of what lies behind its last page."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return True  # another trouble
+    try:
+        size_bytes = os.fstat(fd).st_size
+        os.pwrite(fd, b"\0", size_bytes)
+        os.ftruncate(fd, size_bytes)
+    except OSError as error:
+        return not any(sign in str(error) for sign in FULL_SIGNS)
+    finally:
+        os.close(fd)
+    return True
+
+
+def free_space(path: Path) -> int:
+    """Bytes that an ordinary user may still write where ``path`` is; 0 when it cannot be asked."""
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return 0
+    return status.f_bavail * status.f_frsize

@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -37,7 +36,8 @@ import lmdb
 from spark_ft import failpoints, interrupts
 from spark_ft.errors import BlockCorrupt, BlockMissing, HostExhausted, SparkFtError, StorageError, StoreFull
 from spark_ft.storage import touched
-from spark_ft.storage.filesystem import check_file_system
+from spark_ft.storage.filesystem import FULL_SIGNS, can_grow, check_file_system, free_space
+from spark_ft.storage.metapages import checked_map_bytes
 
 T = TypeVar("T")
 View = bytes | memoryview
@@ -49,12 +49,9 @@ MAX_READERS = 510  # slots of the lock table; one is used per open read transact
 OPEN_SEGMENTS_MAX = 256  # for reading, in one process: each takes one or two file descriptors
 
 _DATA, _LOCK, _CLOSED = "data.mdb", "lock.mdb", "closed"
-_META_MAGIC = 0xBEEFC0DE
-_MAP_BYTES_MAX = 1 << 46
 _READERS_WAIT_S = 30.0  # for a reader slot
 _SLACK_BYTES = 1 << 20  # of pages beside the values themselves
 _EXHAUSTED = {code: os.strerror(code) for code in (errno.EMFILE, errno.ENFILE, errno.EAGAIN)}
-_FULL_ERRNOS = ("No space left", "quota exceeded", "File too large")
 
 
 # What LMDB says of a writable environment whose pages are not what it wrote.
@@ -68,6 +65,10 @@ class SegmentFull(Exception):  # noqa: N818 - a turn in the road, not an error: 
 class SegmentDamaged(Exception):  # noqa: N818 - as above
     """The tree is damaged: nothing of this transaction was written, and nothing more can be.  What it held
     may be lost; whoever reads it finds out (BL-1)."""
+
+
+class SegmentTaken(Exception):  # noqa: N818 - as above
+    """Somebody else has made the environment his own since: nothing of this transaction was written."""
 
 
 def whole() -> contextlib.AbstractContextManager[None]:
@@ -161,15 +162,23 @@ class Segment:
 
     # --- Writing (the store's own process) ---
 
-    def write(self, puts: Sequence[tuple[bytes, View]] = (), delete_prefixes: Iterable[bytes] = ()) -> None:
+    def write(
+        self,
+        puts: Sequence[tuple[bytes, View]] = (),
+        delete_prefixes: Iterable[bytes] = (),
+        expect: tuple[bytes, bytes | None] | None = None,
+    ) -> None:
         """One transaction: all of it or nothing.
 
-        Raises SegmentFull when the map has no room, StoreFull when the disk has none, SegmentDamaged.
+        ``expect``: a key and what must stand there, else SegmentTaken.  Raises SegmentFull when the map
+        has no room, StoreFull when the disk has none, SegmentDamaged.
         """
         with whole(), self._lock, touched.inside(self._mark):
             try:
                 with self._open_env().begin(write=True, buffers=False) as txn:
                     failpoints.hit("store.write")
+                    if expect is not None and txn.get(expect[0]) != expect[1]:
+                        raise SegmentTaken
                     for prefix in delete_prefixes:
                         for key in list(_keys(txn, prefix)):
                             txn.delete(key)
@@ -301,37 +310,10 @@ def _translated(error: Exception, path: Path, needed_bytes: int) -> SparkFtError
     free_bytes = free_space(path)
     # LMDB calls a short write, which is what a disk that is getting full answers first, an I/O error.
     short = "Input/output error" in text
-    full = short and (free_bytes < needed_bytes + _SLACK_BYTES or not _can_grow(path / _DATA))
-    if full or any(sign in text for sign in _FULL_ERRNOS):
+    full = short and (free_bytes < needed_bytes + _SLACK_BYTES or not can_grow(path / _DATA))
+    if full or any(sign in text for sign in FULL_SIGNS):
         return StoreFull(f"{path}: {needed_bytes} bytes needed, {free_bytes} free", needed_bytes, free_bytes)
     return StorageError(f"{path}: {text}")
-
-
-def _can_grow(path: Path) -> bool:
-    """Ask the kernel for one more byte at the file's end: it says what stands behind a short write, be it
-    the disk, a quota or a limit.  LMDB takes no notice of what lies behind its last page."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return True  # another trouble
-    try:
-        size_bytes = os.fstat(fd).st_size
-        os.pwrite(fd, b"\0", size_bytes)
-        os.ftruncate(fd, size_bytes)
-    except OSError as error:
-        return not any(sign in str(error) for sign in _FULL_ERRNOS)
-    finally:
-        os.close(fd)
-    return True
-
-
-def free_space(path: Path) -> int:
-    """Bytes that an ordinary user may still write where ``path`` is; 0 when it cannot be asked."""
-    try:
-        status = os.statvfs(path)
-    except OSError:
-        return 0
-    return status.f_bavail * status.f_frsize
 
 
 # --- The registry ---------------------------------------------------------------------------
@@ -505,16 +487,42 @@ def take_over(path: Path) -> Segment:
         known = _registry.by_inode.get(inode)
         if known is not None:
             known.close()
-        map_bytes = _checked_map_bytes(path)
+        return _open_writable(path, inode, 0, sync=False)
+
+
+def open_shared(path: Path, map_bytes: int, sync: bool, any_file_system: bool = False) -> Segment:
+    """The environment at ``path`` for writing, made when there is none.  Other processes may do the same:
+    LMDB lets one write at a time, and ``expect`` tells them apart.
+
+    Raises BlockCorrupt when its file is damaged, StorageError (STORE_FORMAT) when it is another version's,
+    and as ``create_segment``.
+    """
+    with whole(), _registry.lock:
+        inode = _inode(path)
+        if inode is None:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # whoever was here before us has not come further
+            return create_segment(path, map_bytes, sync, any_file_system)
+        if inode in _registry.by_inode:
+            raise StorageError(f"{path} is open in this process already", "STORE_IN_USE")
+        segment = _open_writable(path, inode, map_bytes, sync)
         try:
-            env = lmdb.open(
-                str(path), map_size=map_bytes, sync=False, metasync=False, max_readers=MAX_READERS
-            )
-        except lmdb.Error as error:
-            raise _unreadable(error, path) from None
-        segment = Segment(path, env, inode, writable=True)
-        _registry.add(segment)
+            _check_format(segment)
+        except BaseException:
+            segment.close()
+            raise
         return segment
+
+
+def _open_writable(path: Path, inode: tuple[int, int], map_bytes: int, sync: bool) -> Segment:
+    map_bytes = max(map_bytes, _checked_map_bytes(path))
+    try:
+        env = lmdb.open(str(path), map_size=map_bytes, sync=sync, metasync=sync, max_readers=MAX_READERS)
+    except lmdb.Error as error:
+        raise _unreadable(error, path) from None
+    segment = Segment(path, env, inode, writable=True)
+    _registry.add(segment)
+    return segment
 
 
 def mark_closed(path: Path) -> None:
@@ -543,7 +551,7 @@ def os_error(error: OSError, path: Path, needed_bytes: int = 0) -> SparkFtError:
     """Our word for what the file system says."""
     if _is_exhausted(error):
         return HostExhausted(f"{path}: {error}")
-    if any(sign in str(error) for sign in _FULL_ERRNOS):
+    if any(sign in str(error) for sign in FULL_SIGNS):
         free_bytes = free_space(path.parent)
         return StoreFull(f"{path}: {needed_bytes} bytes needed, {free_bytes} free", needed_bytes, free_bytes)
     return StorageError(f"{path}: {error}", "STORE_NOT_WRITABLE")
@@ -566,34 +574,10 @@ def _check_format(segment: Segment) -> None:
 
 
 def _checked_map_bytes(path: Path) -> int:
-    """The map size that the newer meta page names.  Raises BlockCorrupt when the file is too short for it.
-
-    LMDB keeps two meta pages, at pages 0 and 1: after a page header of 16 bytes come magic and version
-    (4 bytes each), an address and the map size (8 each), two database records (48 each; the first one
-    begins with the page size), the last page in use and the transaction's number (8 each).
-    """
+    """Raises BlockCorrupt, BlockMissing, HostExhausted."""
     try:
-        with open(path / _DATA, "rb") as file:
-            size_bytes = os.fstat(file.fileno()).st_size
-            head = file.read(152)
-            if len(head) < 152:
-                raise BlockCorrupt(f"{path}: a file of {size_bytes} bytes is no environment")
-            (page_bytes,) = struct.unpack_from("<I", head, 40)
-            file.seek(page_bytes)
-            metas = [head, file.read(152)]
+        return checked_map_bytes(path / _DATA)
     except OSError as error:
         if _is_exhausted(error):
             raise HostExhausted(f"{path}: {error}") from None
         raise BlockMissing(f"{path}: {error}") from None
-    found: list[tuple[int, int, int]] = []
-    for meta in metas:
-        if len(meta) == 152 and struct.unpack_from("<I", meta, 16)[0] == _META_MAGIC:
-            (map_bytes,) = struct.unpack_from("<Q", meta, 32)
-            last_page, transaction = struct.unpack_from("<QQ", meta, 136)
-            found.append((transaction, last_page, map_bytes))
-    if len(found) < 2:
-        raise BlockCorrupt(f"{path}: a meta page is damaged")
-    _, last_page, map_bytes = max(found)
-    if size_bytes < (last_page + 1) * page_bytes or not page_bytes <= map_bytes <= _MAP_BYTES_MAX:
-        raise BlockCorrupt(f"{path}: {size_bytes} bytes, but its meta page speaks of page {last_page}")
-    return int(map_bytes)

@@ -447,7 +447,7 @@ def test_ST_17_the_next_start_removes_what_twenty_crashes_have_left(start, scrat
 def test_ST_17_UE_7_applications_of_one_name_and_directory_leave_each_other_alone(
     start, scratch
 ) -> None:
-    running = start("local[2]", spark_app_id="the-same")
+    running = start("local[2]", spark_app_name="the same")
     kept = running.sc.parallelize(range(4), 2).map(lambda x: (x, x)).reduceByKey(max, 2)
     assert kept.count() == 4
     kill_the_world(scratch, 1, "local-cluster[2,1,256]")
@@ -465,7 +465,7 @@ from pathlib import Path
 from spark_ft import SparkConf, SparkContext
 
 conf = SparkConf(loadDefaults=False).setMaster("local[1]").set("spark.local.dir", sys.argv[1])
-conf.set("spark.app.id", "the-same")
+conf.set("spark.app.name", "the same")
 with SparkContext(conf=conf) as sc:
     assert sc.parallelize(range(3)).count() == 3
     deadline = time.monotonic() + 10

@@ -67,8 +67,9 @@ class FakeDriver:
     def cancel(self, job=None, group=None, tag=None, reason=""):
         self.cancelled.append((group, tag))
 
-    def stop(self):
+    def stop(self, keep=False):
         self.stops += 1
+        self.kept = keep
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ FLOORS: dict[int, str] = {
     5: "driver",
     6: "rdd status listener",
     7: "context",
-    8: "streaming util observe daemons",
+    8: "streaming util observe daemons applications",
     9: "__init__",
     10: "submit shell __main__",
 }
