@@ -111,7 +111,7 @@ class App:
         self.started_s = time.monotonic()
         self.puppet = Puppet()
         self.cluster = LocalCluster(settings, env or {})
-        self.scratch = self.cluster.make_scratch(AppId("app-test"))
+        self.scratch = self.cluster.make_scratch(AppId("app-test"), None)
         self.me = new_incarnation("driver")
         self.token = os.urandom(16)
         self.host = Host(
