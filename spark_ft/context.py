@@ -32,15 +32,16 @@ from spark_ft.conf import SparkConf
 from spark_ft.driver.driver import Driver
 from spark_ft.driver.session import DESCRIPTION, GROUP, INTERRUPT, TAGS, DriverSession, callsite
 from spark_ft.errors import ContextInTaskError, JobError, PySparkRuntimeError, SettingsError
+from spark_ft.filesystems import local_path
 from spark_ft.lineage import sources
-from spark_ft.lineage.inputs import local_path
 from spark_ft.lineage.narrow import CheckpointPoint
 from spark_ft.listener import ListenerBus, load_listeners
 from spark_ft.rdd import RDD
-from spark_ft.rdd.saving import save, write_batches
+from spark_ft.rdd.saving import write_batches
 from spark_ft.rdd.transform import union_of
 from spark_ft.settings import Settings, boolean, environment, known_keys
 from spark_ft.status import StatusStore, StatusTracker
+from spark_ft.storage.outputs import save
 from spark_ft.taskcontext import TaskContext
 
 __all__ = ["SparkContext"]
@@ -501,7 +502,8 @@ class SparkContext(DriverSession):
         if (fingerprints := self._live().fingerprints) is not None:
             fingerprints.fix(point)
         folder = os.path.join(self._checkpoint_dir, f"rdd-{point.rdd_id}")
-        parts = save(folder, lambda function: self.run(point, function), write_batches)
+        saved = save(folder, lambda function: self.run(point, function), write_batches, durable=True)
+        parts = [os.path.join(folder, part) for part in saved.parts]
         point.settle(f"file:{folder}", sources.PickleFile.of(self.new_node_id(), parts))
 
 

@@ -7,11 +7,14 @@ draws many more examples, new ones every time unless ``--hypothesis-seed`` is gi
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import hypothesis.configuration
 import pytest
+
+from tests import objectstore
 
 # Hypothesis keeps what it learns about the source tree somewhere: not in the checkout.
 _HOME = Path(tempfile.gettempdir()) / f"spark-ft-hypothesis-{os.getuid()}"
@@ -67,6 +70,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None and not reporter.stats.get("passed"):
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """The endpoint of an S3 server on loopback; ``s3:`` URLs mean it from then on, in child processes too."""
+    yield from objectstore.serve()
 
 
 def pytest_report_header() -> str:

@@ -23,7 +23,8 @@ _HANDLERS = (
     _signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM, _signal.SIGCHLD, _signal.SIGUSR1,
     _signal.SIGUSR2, _signal.SIGPIPE, _signal.SIGQUIT,
 )  # fmt: skip
-_ENGINE_THREADS = ("executor-", "slot-", "words", "MainThread")
+# The last two: of fsspec, one for all its stores, and the pool that resolves names for it.
+_ENGINE_THREADS = ("executor-", "slot-", "words", "MainThread", "fsspecIO", "asyncio_")
 _ENDING_S = 0.1  # that a thread may take to end by itself
 
 

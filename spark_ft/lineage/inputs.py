@@ -21,23 +21,24 @@ from typing import Any, BinaryIO
 
 from spark_ft import codecs
 from spark_ft.errors import InputChanged, JobError
+from spark_ft.filesystems import is_remote, local_path, remote
 
 MAX_SPLIT_BYTES = 32 << 20
+_REMOTE_READ_BYTES = 4 << 20
 _SLOP = 1.1  # the last split may be a tenth larger than the others
 _MAGIC = re.compile(r"[*?\[]")
 _REMEDY = "make the RDD anew to read what is there"
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=/|//)")
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
     """One file as it was when the job was planned.  ``path`` is absolute, or a URL when ``remote``;
-    then ``mtime_ns`` is -1, only the size is compared, and ``version`` is what the file system calls the
-    content: an entity tag, a time; empty where it says nothing."""
+    then ``mtime_ns`` is -1 and ``version`` is what the store calls the content: an entity tag, a time; empty
+    where it says nothing."""
 
     path: str
     size: int
-    mtime_ns: int
+    mtime_ns: int = -1
     remote: bool = False
     version: str = ""
 
@@ -48,8 +49,7 @@ class InputFile:
     def open(self) -> BinaryIO:
         """The file, unbuffered; InputChanged when it is not the planned one any more."""
         if self.remote:
-            opened: BinaryIO = _fsspec().open(self.path, "rb").open()
-            return opened
+            return self._open_remote()
         try:
             file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
         except FileNotFoundError:
@@ -64,9 +64,20 @@ class InputFile:
             raise
         return file
 
+    def _open_remote(self) -> BinaryIO:
+        store, path = remote(self.path)
+        try:
+            found = store.info(path)
+            if int(found["size"] or 0) != self.size or _tag(found) not in self.version:
+                raise InputChanged(f"{self.uri} has changed since the job was planned; {_REMEDY}")
+            opened: BinaryIO = store.open(path, "rb", block_size=_REMOTE_READ_BYTES)
+        except FileNotFoundError:
+            raise InputChanged(f"{self.uri} has vanished since the job was planned; {_REMEDY}") from None
+        return opened
+
     def check(self, file: BinaryIO) -> None:
-        """Compare an open file with what was planned; also after reading, so that a change
-        meanwhile cannot pass unseen."""
+        """Compare an open local file with what was planned; also after reading, so that a change
+        meanwhile cannot pass unseen.  A store names the version that it is asked for by itself."""
         if self.remote:
             return
         found = os.fstat(file.fileno())
@@ -93,8 +104,7 @@ def find(paths: str) -> list[InputFile]:
     """
     files: list[InputFile] = []
     for item in _split_commas(os.fspath(paths)):
-        match = _SCHEME.match(item)
-        if match and match[1] != "file":
+        if is_remote(item):
             files.extend(_find_remote(item))
         else:
             files.extend(_find_local(item))
@@ -107,7 +117,7 @@ def cut(files: Sequence[InputFile], minimum: int) -> list[Split]:
     size = max(1, min(goal, MAX_SPLIT_BYTES))
     splits: list[Split] = []
     for file in files:
-        if file.remote or codecs.by_extension(file.path) is not None:
+        if codecs.by_extension(file.path) is not None:
             splits.append(Split(file, 0, -1))
             continue
         start = 0
@@ -161,19 +171,6 @@ def _expand_braces(pattern: str) -> list[str]:
         if depth == 0:
             return [e for part in parts for e in _expand_braces(pattern[:begin] + part + pattern[i + 1 :])]
     return [pattern]
-
-
-def local_path(path: str) -> str:
-    """A ``file:`` URI or plain path as an absolute path."""
-    if path.startswith("file:"):
-        path = re.sub(r"^file:(//[^/]*)?", "", path)
-    return os.path.abspath(path)
-
-
-def is_remote(path: str) -> bool:
-    """Does the path name a file system other than the local one?"""
-    match = _SCHEME.match(path)
-    return match is not None and match[1] != "file"
 
 
 def _hidden(name: str) -> bool:
@@ -233,13 +230,6 @@ def _readable(path: str, found: os.stat_result) -> InputFile:
     return InputFile(path, found.st_size, found.st_mtime_ns)
 
 
-def _fsspec() -> Any:
-    """Imported only when a URL asks for it: it takes longer to load than all of this package."""
-    import fsspec
-
-    return fsspec
-
-
 _VERSIONS = (
     "etag", "md5", "digest", "checksum", "generation", "version", "modified", "mtime", "updated", "created",
 )  # fmt: skip
@@ -256,19 +246,51 @@ def _says_version(key: str) -> bool:
 
 
 def _find_remote(item: str) -> list[InputFile]:
-    filesystem, path = _fsspec().core.url_to_fs(item)
+    store, path = remote(item)
     if _MAGIC.search(path) or "{" in path:
-        names = sorted(n for p in _expand_braces(path) for n in filesystem.glob(p))
+        found = {p: i for each in _expand_braces(path) for p, i in store.glob(each, detail=True).items()}
+        names = sorted(name for name in found if not _hidden(_base(name)))
+        if not names:
+            raise JobError(f"Input Pattern {item} matches 0 files", "INPUT_NOT_FOUND")
     else:
-        names = [path] if filesystem.exists(path) else []
+        names = [path]
     files: list[InputFile] = []
     for name in names:
-        inside = sorted(filesystem.ls(name, detail=False)) if filesystem.isdir(name) else [name]
+        try:
+            info = store.info(name)
+            inside = _in_remote_directory(store, name) if info["type"] == "directory" else [info]
+        except FileNotFoundError:
+            raise JobError(f"Input path does not exist: {item}", "INPUT_NOT_FOUND") from None
+        except PermissionError as error:
+            raise JobError(f"Input path cannot be read: {item}: {error}", "INPUT_NOT_FOUND") from None
         for each in inside:
-            if (each == name and name == path) or not _hidden(each.rpartition("/")[2]):
-                about = filesystem.info(each)
-                size, version = int(about.get("size") or 0), _version(about)
-                files.append(InputFile(filesystem.unstrip_protocol(each), size, -1, True, version))
-    if not names:
-        raise JobError(f"Input path does not exist: {item}", "INPUT_NOT_FOUND")
+            url = str(store.unstrip_protocol(each["name"]))
+            files.append(InputFile(url, int(each["size"] or 0), remote=True, version=_version(each)))
     return files
+
+
+def _in_remote_directory(store: Any, folder: str) -> list[dict[str, Any]]:
+    """Raises JobError (INPUT_INCOMPLETE) for one that is being written: there a directory does not appear
+    at once as it does on a local file system, and counts from ``_SUCCESS`` on (storage/outputs.py)."""
+    found = {_base(each["name"]): each for each in store.ls(folder, detail=True)}
+    if "_temporary" in found and "_SUCCESS" not in found:
+        raise JobError(
+            f"{store.unstrip_protocol(folder)} is being written, or whoever wrote it has died: there is no "
+            "_SUCCESS in it. Wait for its program to end, or run that one again",
+            "INPUT_INCOMPLETE",
+        )
+    wanted = [found[name] for name in sorted(found) if name and not _hidden(name)]
+    for each in wanted:
+        if each["type"] == "directory":
+            raise JobError(f"Not a file: {store.unstrip_protocol(each['name'])}", "INPUT_NOT_A_FILE")
+    return wanted
+
+
+def _base(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def _tag(about: Mapping[str, Any]) -> str:
+    """The entity tag; empty where there is none.  The rest of a version some stores tell otherwise in a
+    listing than for the file itself."""
+    return str(about.get("ETag") or about.get("etag") or "")

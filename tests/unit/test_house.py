@@ -27,7 +27,7 @@ LINES_MAX = 600
 
 FLOORS: dict[int, str] = {
     0: "ids errors settings clock failpoints records interrupts"
-    " conf storagelevel statcounter resultiterable resource codecs",
+    " conf storagelevel statcounter resultiterable resource codecs filesystems",
     1: "history lineage protocol closures rows log accumulators broadcast taskcontext files profiler"
     " serializers badrecords",
     2: "scheduler storage transport",
@@ -77,6 +77,7 @@ class Door:
 DOORS = (
     Door("ZeroMQ", ("zmq", "zmq."), {"transport/": "the door"}),
     Door("LMDB", ("lmdb", "lmdb."), {"storage/lmdb_env.py": "the door"}),
+    Door("fsspec", ("fsspec", "fsspec."), {"filesystems.py": "the door"}),
     Door("cloudpickle", ("cloudpickle", "cloudpickle."), {"closures.py": "the door"}),
     Door(
         "processes and signals",

@@ -8,10 +8,11 @@ import zlib
 
 import pytest
 
-from spark_ft.errors import JobError, UsageError
+from spark_ft.errors import JobError
 from spark_ft.ids import NodeId
 from spark_ft.lineage import sources
-from spark_ft.rdd.saving import save, write_batches, write_text
+from spark_ft.rdd.saving import write_batches, write_text
+from spark_ft.storage.outputs import published, save
 from spark_ft.taskcontext import TaskContext
 
 
@@ -37,13 +38,17 @@ class Cluster:
 
 
 def files_of(folder):
-    return {name: (folder / name).read_bytes() for name in sorted(os.listdir(folder))}
+    """name -> content; of ``_SUCCESS`` the parts that its manifest names."""
+    found = {name: (folder / name).read_bytes() for name in sorted(os.listdir(folder))}
+    if "_SUCCESS" in found:
+        found["_SUCCESS"] = published(str(folder)).parts
+    return found
 
 
 def test_each_partition_is_a_part_file_and_success_comes_with_them(tmp_path):
     save(str(tmp_path / "deep" / "out"), Cluster(["a", "b"], [], [1, None, b"\xff", "é"]), write_text)
     assert files_of(tmp_path / "deep" / "out") == {
-        "_SUCCESS": b"",
+        "_SUCCESS": ["part-00000", "part-00001", "part-00002"],
         "part-00000": b"a\nb\n",
         "part-00001": b"",
         "part-00002": b"1\nNone\n\xff\n\xc3\xa9\n",
@@ -73,7 +78,11 @@ def test_OUT_1_of_two_attempts_only_the_one_in_the_results_shows(tmp_path):
     cluster = Cluster(["right"], ["two"])
     cluster.during = lambda function: cluster.attempt(function, 0, ["twin that finished too"])
     save(str(tmp_path / "out"), cluster, write_text)
-    assert files_of(tmp_path / "out") == {"_SUCCESS": b"", "part-00000": b"right\n", "part-00001": b"two\n"}
+    assert files_of(tmp_path / "out") == {
+        "_SUCCESS": ["part-00000", "part-00001"],
+        "part-00000": b"right\n",
+        "part-00001": b"two\n",
+    }
 
 
 def test_OUT_5_an_existing_target_is_refused_before_any_task(tmp_path):
@@ -90,7 +99,7 @@ def test_of_two_jobs_with_one_target_one_wins_whole(tmp_path):
     late = Cluster(["late"], during=lambda function: save(target, Cluster(["early"]), write_text))
     with pytest.raises(JobError, match="FileAlreadyExists"):
         save(target, late, write_text)
-    assert files_of(tmp_path / "out") == {"_SUCCESS": b"", "part-00000": b"early\n"}
+    assert files_of(tmp_path / "out") == {"_SUCCESS": ["part-00000"], "part-00000": b"early\n"}
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -126,7 +135,7 @@ def test_OUT_6_a_zombie_cannot_write_after_the_job(tmp_path):
     save(str(tmp_path / "out"), cluster, write_text)
     with pytest.raises(FileNotFoundError):
         cluster.attempt(kept[0], 0, ["zombie"])
-    assert files_of(tmp_path / "out") == {"_SUCCESS": b"", "part-00000": b"x\n"}
+    assert files_of(tmp_path / "out") == {"_SUCCESS": ["part-00000"], "part-00000": b"x\n"}
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -145,13 +154,11 @@ def test_OUT_3_while_the_job_runs_readers_see_nothing(tmp_path):
 def test_pickle_files_come_back_in_order(tmp_path):
     rng = random.Random(3)
     parts = [[(i, rng.randbytes(rng.randrange(3000))) for i in range(3000)], [], [{1}, None, "x"]]
-    names = save(str(tmp_path / "out"), Cluster(*parts), write_batches)
+    saved = save(str(tmp_path / "out"), Cluster(*parts), write_batches)
+    names = [str(tmp_path / "out" / part) for part in saved.parts]
     node = sources.PickleFile(NodeId(1), str(tmp_path / "out"))
     assert [list(node.compute(p, (), None)) for p in range(node.partition_count)] == parts
     node = sources.PickleFile.of(NodeId(2), names[::-1])
     assert [list(node.compute(p, (), None)) for p in range(node.partition_count)] == parts[::-1]
 
 
-def test_another_file_system_is_refused_by_name(tmp_path):
-    with pytest.raises(UsageError, match="s3://bucket"):
-        save("s3://bucket/out", Cluster(["x"]), write_text)

@@ -12,6 +12,7 @@ import zlib
 from itertools import chain, pairwise
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -445,8 +446,7 @@ def test_UE_2_permissive_whole_files_and_records(tmp_path):
         assert flat(everything(records)) == [b"fin"] and sum(bad.values()) == 1
 
 
-def test_remote_files_are_read_unsplit():
-    fsspec = pytest.importorskip("fsspec")
+def test_remote_files_are_found_and_read():
     memory = fsspec.filesystem("memory")
     memory.pipe("/in/a", b"x\ny\n")
     memory.pipe("/in/_b", b"no\n")
