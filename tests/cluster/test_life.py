@@ -70,10 +70,10 @@ def test_a_context_stops_within_two_seconds_and_leaves_nothing(scratch, tmp_path
     assert os.listdir(scratch) == [] and not faultlib.processes_that_mention(scratch)
 
 
-def test_a_hundred_contexts_in_one_process_leave_nothing(scratch) -> None:
+def test_thirty_contexts_in_one_process_leave_nothing(scratch) -> None:
     SparkContext(conf=conf(scratch, "local[1]")).stop()  # what is made once for all
     before = held()
-    for number in range(100):
+    for number in range(30):  # one descriptor or thread that each of them leaves is thirty
         sc = SparkContext(conf=conf(scratch, "local[1]"))
         if number % 10 == 0:
             assert sums(sc) == SUMS
@@ -537,7 +537,8 @@ def assert_nothing_was_lost(running: faultlib.Running) -> None:
 
 
 def hold_in_tasks(running: faultlib.Running, holds, for_s: float, timeout_s: float) -> None:
-    """Task i holds the GIL as ``holds[i]`` does."""
+    """Task i holds the GIL as ``holds[i]`` does, each in an executor of its own."""
+    running.log.wait_for("executor_added", 2)  # else both may stand in the queue of the first
 
     def work(index, records):
         took_s = holds[index](for_s) if index < len(holds) else timeout_s + 1

@@ -105,12 +105,15 @@ def main() -> None:
             write(root, f"w{number}", theirs, rng.randrange(1 << 30))
         os.close(theirs)
         assert os.read(ours, 4) == b"here"
-        time.sleep(rng.random() * 0.012)
+        data, outputs = b"", rng.randrange(4)
+        while len(data) < 4 * outputs:  # so many and a little more, however busy the machine is
+            data += os.read(ours, 4 * outputs - len(data))
+        time.sleep(rng.random() * 0.003)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         kills += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         with os.fdopen(ours, "rb") as pipe:
-            data = pipe.read()
+            data += pipe.read()
         said = {int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)}
         found, was_torn = look(root, f"w{number}", said)
         committed, torn = committed + found, torn + was_torn
