@@ -3,14 +3,15 @@
 ``hit(name)`` costs one truth test while nothing is armed.  An armed point runs its action
 on the chosen hits: ``kill`` (SIGKILL to this very process), ``pause`` (SIGSTOP to this
 very process), ``raise`` (``FailpointError``), ``memory`` (``MemoryError``), ``io`` (``OSError``
-with EIO, as of a failing disk), or, for places that pass messages, ``drop`` and ``duplicate``,
-which ``hit`` answers and the caller carries out.
+with EIO, as of a failing disk), ``delay`` (a fifth of a second), or, for places that pass
+messages, ``drop`` and ``duplicate``, which ``hit`` answers and the caller carries out.
 
 A description is ``name=action`` or ``name=action@N`` (only the N-th hit, counted from 1, in
 this process) or ``name=action%P`` (with probability P, from a generator seeded with the
 description and the process's label), several separated by commas.
 A file beside it can make a point fire once in a whole cluster: ``name=kill!PATH``
-acts only for the first process to create PATH.  ``witness=DIR`` makes every process leave a
+acts only for the first process to create PATH; ``name=delay~PATH`` acts while PATH is
+there.  ``witness=DIR`` makes every process leave a
 file named after each point that has fired, so that a test can tell that its fault took effect.
 """
 
@@ -31,6 +32,7 @@ class _Point:
     nth: int = 0
     probability: float = 0.0
     once_file: str = ""
+    while_file: str = ""
     hits: int = 0
     rng: random.Random | None = None
 
@@ -55,7 +57,9 @@ def parse(description: str, label: str = "") -> dict[str, _Point]:
         if name == _WITNESS:
             points[name] = point
             continue
-        if "!" in action:
+        if "~" in action:
+            point.action, _, point.while_file = action.partition("~")
+        elif "!" in action:
             point.action, _, point.once_file = action.partition("!")
         elif "@" in action:
             point.action, _, nth = action.partition("@")
@@ -64,7 +68,7 @@ def parse(description: str, label: str = "") -> dict[str, _Point]:
             point.action, _, probability = action.partition("%")
             point.probability = float(probability)
             point.rng = random.Random(f"{item}|{label}")
-        if point.action not in ("kill", "pause", "raise", "memory", "io", "drop", "duplicate"):
+        if point.action not in ("kill", "pause", "raise", "memory", "io", "delay", "drop", "duplicate"):
             raise ValueError(f"failpoint {name!r} has unknown action {point.action!r}")
         points[name] = point
     return points
@@ -76,6 +80,8 @@ def hit(name: str) -> str:
         return ""
     point = _armed.get(name)
     if point is None:
+        return ""
+    if point.while_file and not os.path.exists(point.while_file):
         return ""
     point.hits += 1
     if point.nth and point.hits != point.nth:
@@ -95,6 +101,8 @@ def hit(name: str) -> str:
     elif point.action == "pause":
         os.kill(os.getpid(), signal.SIGSTOP)
         signal.sigtimedwait((), 0.02)  # another thread may have taken the signal: this one stops here, too
+    elif point.action == "delay":
+        signal.sigtimedwait((), 0.2)
     elif point.action == "memory":
         raise MemoryError(name)
     elif point.action == "io":

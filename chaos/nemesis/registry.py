@@ -11,10 +11,11 @@ from chaos.nemesis.leave import Decommission
 from chaos.nemesis.network import Network
 from chaos.nemesis.pause import PauseDriver, PauseExecutor, PauseHost
 from chaos.nemesis.resources import Cpu, Memory, Readers
+from chaos.nemesis.stores import SlowDisk
 
 _ALL: tuple[type[Nemesis], ...] = (
     KillExecutor, KillPairs, KillWorker, KillHost, KillManager, Decommission,
-    PauseExecutor, PauseHost, PauseDriver, Network, Disk, Full, Memory, Cpu, Readers, Clock,
+    PauseExecutor, PauseHost, PauseDriver, Network, Disk, Full, SlowDisk, Memory, Cpu, Readers, Clock,
 )  # fmt: skip
 NEMESES: dict[str, type[Nemesis]] = {cls.name: cls for cls in _ALL}
 

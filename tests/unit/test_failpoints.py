@@ -38,6 +38,16 @@ def test_a_file_makes_it_fire_once_in_all(tmp_path):
     assert (tmp_path / "once").exists()
 
 
+def test_a_file_switches_it_on_and_off(tmp_path):
+    failpoints.arm(f"here=delay~{tmp_path}/on")
+    told = []
+    for act in (None, (tmp_path / "on").touch, (tmp_path / "on").unlink):
+        if act is not None:
+            act()
+        told.append(failpoints.hit("here"))
+    assert told == ["", "delay", ""]
+
+
 def test_what_has_fired_leaves_a_file(tmp_path):
     failpoints.arm(f"witness={tmp_path}, here=raise@2, there=drop")
     failpoints.hit("here")
