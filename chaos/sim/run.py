@@ -186,8 +186,8 @@ def _check_probes(world: World, steps_max: int) -> None:
 def _check_garbage(world: World) -> None:
     """Nothing is needed any more, so nothing of a shuffle is left on any disk that a worker serves (L11)."""
     for host, disk in world.disks.items():
-        if world.workers[host].me not in world.shadow.workers or host in world.shadow.hosts_lost:
-            continue  # what lay there when its worker was lost goes with the application
+        if world.workers[host].me not in world.shadow.workers:
+            continue
         for name, store in disk.stores.items():
             if store.outputs:
                 left = [output.status for output in store.outputs.values()]

@@ -83,7 +83,6 @@ class Shadow:
         self.stopped: set[Incarnation] = set()
         self.workers: dict[Incarnation, HostId] = {}
         self.awaited: set[HostId] = set()  # whose worker is gone, and which may find an heir
-        self.hosts_lost: set[HostId] = set()  # ever
         self.failures: Counter[tuple[int, int, str]] = Counter()  # (stage, partition, kind of end)
         self.starts: Counter[tuple[str, int, int]] = Counter()  # (kind, stage, partition) launches
         self.empty_since_s: float | None = 0.0
@@ -372,7 +371,6 @@ class Shadow:
         host = self.workers.pop(fields["worker"], None)
         if host is None:
             return
-        self.hosts_lost.add(host)
         if host not in self.workers.values():
             self.awaited.add(host)
 

@@ -306,6 +306,7 @@ class SchedulerCore:
                 self.departures.leaves(leaver, message)
             case StoresServed():
                 self.liveness.succession.served(sender, message)
+                self.releases.tell_again(sender)
             case ExecutorSpawned(executor, pid):
                 self.turn.note("executor_spawned", executor=executor, pid=pid)
             case ExecutorStacks(executor, text):

@@ -1,12 +1,14 @@
 """What the program no longer refers to, and when it may really go.
 
+Who takes over a host is told again what was dropped: the worker before it may not have heard of it (L11).
+
 Invariant: nothing is dropped while a live job, a held result or an active stage may need it (S23).
 A recovery needs no more than the lineage of a live job, which names every shuffle under it.
 """
 
 from __future__ import annotations
 
-from spark_ft.ids import DRIVER_HOST, BlobId, Fingerprint, NodeId, ShuffleId
+from spark_ft.ids import DRIVER_HOST, BlobId, Fingerprint, Incarnation, NodeId, ShuffleId
 from spark_ft.lineage.shape import LineageShape
 from spark_ft.protocol.effects import DropStores, JobFailure, Released
 from spark_ft.protocol.messages import DropBlocks, DropShuffles
@@ -16,6 +18,8 @@ from spark_ft.scheduler.executors import Executors
 from spark_ft.scheduler.health import Health
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.turn import Turn
+
+_DROPPED_MAX = 4096  # the oldest are forgotten first; what they name then goes with the application
 
 
 class Releases:
@@ -35,6 +39,7 @@ class Releases:
         self.shuffles: set[ShuffleId] = set()
         self.nodes: set[NodeId] = set()
         self.blobs: set[BlobId] = set()
+        self._dropped: dict[Fingerprint, None] = {}  # the latest
 
     def released(self, event: Released) -> None:
         """Take the names in; those that nothing needs go at the end of this turn."""
@@ -84,6 +89,13 @@ class Releases:
             if nodes or known_blobs or shuffles:
                 self._turn.send(executor.id, DropBlocks(tuple(nodes), known_blobs, tuple(shuffles)))
 
+    def tell_again(self, worker: Incarnation) -> None:
+        """This worker serves what another one has left."""
+        current = {outputs.fingerprint for outputs in self._outputs}
+        dropped = tuple(name for name in self._dropped if name not in current)
+        if dropped:
+            self._turn.send(worker, DropShuffles(dropped))
+
     def _drop_shuffles(self, shuffles: list[ShuffleId]) -> None:
         fingerprints: list[Fingerprint] = []
         for shuffle in shuffles:
@@ -93,6 +105,9 @@ class Releases:
             del self._dag.map_stages[shuffle]
             self._health.forget_output(shuffle)
         if fingerprints:
+            self._dropped.update(dict.fromkeys(fingerprints))
+            while len(self._dropped) > _DROPPED_MAX:
+                del self._dropped[next(iter(self._dropped))]
             for outputs in self._outputs:
                 outputs.sources.difference_update(shuffles)
             if DRIVER_HOST in self._executors.addresses:  # it may have relayed some

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from spark_ft.ids import HostId, Incarnation, JobId, NodeId, ShuffleId, TaskId
-from spark_ft.protocol.effects import PeerGone, ResourcesGranted
+from spark_ft.protocol.effects import PeerGone, Released, ResourcesGranted
 from spark_ft.protocol.messages import (
+    DropShuffles,
     ExecutorHello,
     ExecutorStopped,
     ExecutorsUnavailable,
@@ -571,3 +572,17 @@ def test_the_late_hello_of_a_worker_that_the_manager_gave_up_is_not_believed() -
     stand.tell("manager-1", WorkerLost(Incarnation("worker-h9"), "its cores were given to others"))
     stand.add_worker("h9")
     assert Incarnation("worker-h9") not in stand.core.executors.workers
+
+
+def test_L11_who_takes_over_a_host_is_told_again_what_was_dropped_meanwhile() -> None:
+    stand = Stand(executors=1, hosts=2)
+    lineage = Lineage()
+    shuffle, kept = (lineage.shuffle(lineage.source(2), 1) for _ in range(2))
+    for each in (shuffle, kept):
+        stand.run(stand.submit(lineage, lineage.read(each)))
+    stand.tell("manager-1", WorkerLost(Incarnation("worker-h0"), "killed"))
+    stand.do(Released(shuffles=(shuffle,)))
+    assert not stand.messages(DropShuffles, "worker-h0")
+    stand.add_worker("h0", "heir", StoresServed((Incarnation("e0"),), (), ("e0",)))
+    (told,) = stand.messages(DropShuffles, "heir")
+    assert told.fingerprints == (lineage.shuffles[shuffle].fingerprint,), "and nothing that is needed"
