@@ -245,8 +245,8 @@ def take_updates() -> tuple[tuple[int, bytes], ...]:
 def new_accumulator(
     value: T, accum_param: AccumulatorParam[T] | None = None, declared: int | None = None
 ) -> Accumulator[T]:
-    """A registered accumulator, the ``declared``th of its context; TypeError when the type has no param of
-    its own."""
+    """A registered accumulator, the ``declared``th of its context (below 0: none of the program's).
+    TypeError when the type has no param of its own."""
     param = default_param(value) if accum_param is None else accum_param
     accumulator = Accumulator(next(_ids), value, param, declared)
     _on_driver[accumulator.aid] = accumulator

@@ -29,7 +29,7 @@ class BadRecords:
     """Tasks tell it, the driver asks it."""
 
     def __init__(self) -> None:
-        self._counts = new_accumulator({}, _Most())
+        self._counts = new_accumulator({}, _Most(), -1)  # none that a program has declared
 
     def __call__(self, uri: str, start: int, count: int) -> None:
         """So many records of the split that begins there were bad, so far."""

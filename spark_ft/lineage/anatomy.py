@@ -342,11 +342,13 @@ def _reduced(value: Any) -> Part:
     if isinstance(made, str):
         module = getattr(value, "__module__", None) or kind.__module__
         whose = origin(module)
-        if whose.kind == USER:
-            return _unknown(value, f"it goes by the name {module}.{made}, which says nothing of what it is")
+        if whose.kind == USER:  # whoever imports the module makes it anew
+            label = digest_of(b"global", made)
+            return Part(f"{module}.{made}", label, [kind, whole_module(module)], ["class", "module"])
         return _named("global", module, made, whose)
     function, arguments, state, items, pairs, setter = (*made, None, None, None, None)[:6]
-    names, children = ["class", "made by"], [kind, function]
+    names = ["class", "made by"]
+    children: list[Any] = [kind, function]
     for i, argument in enumerate(arguments):
         if argument is not kind:
             names.append(f"argument {i}")

@@ -1,8 +1,8 @@
 """One digest for what a value is, whatever order or process it was met in.
 
 A value is a graph: objects, each with a label and children (anatomy.py says which).  Two values get
-one digest exactly when their graphs unfold to the same tree, so that neither sharing, nor the order
-of a set, nor the object at which a cycle was entered shows:
+one digest only when their graphs unfold to the same tree, and neither sharing, nor the order of a set,
+nor the object at which a cycle was entered shows.  (A cycle and a copy of it that is unrolled once differ.)
 
     objects ── Tarjan's components, children first ──> one object: hash(label, digests of children)
                                                        a cycle: colours refined until no class splits

@@ -155,16 +155,14 @@ def _node(node: Node) -> Part:
         return Part(how, b"checkpoint", [each.parent for each in node.dependencies], ["parent"])
     names: list[str] = []
     children: list[Any] = []
-    if (stands_for := getattr(node, "__fingerprint__", None)) is not None:
-        names.append("input")
-        children.append(stands_for())
-    elif node.op is not None:
+    if node.op is not None:
         names += ("operation", "function")
         children += node.op
     else:
+        stands_for = node.counts_as()
         for name in _fields(kind):  # type: ignore[arg-type]  # a class hashes, whatever its objects do
             names.append(name)
-            children.append(getattr(node, name, None))
+            children.append(stands_for[name] if name in stands_for else getattr(node, name, None))
     if node.partitioner is not None:
         names.append("partitioner")
         children.append(node.partitioner)

@@ -15,7 +15,7 @@ Spark's RDD.scala class comment.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from spark_ft.ids import HostId, NodeId
@@ -100,6 +100,11 @@ class Node:
 
     def preferred(self, partition: int) -> Sequence[HostId]:
         return ()
+
+    def counts_as(self) -> Mapping[str, object]:
+        """In a fingerprint every field counts; those named here count as what they are named with, which is
+        None for what changes no record.  Asked after ``partition_count``."""
+        return {}
 
     def unfolded(self) -> tuple[Dependency, ...]:
         """``dependencies`` as they are planned and shipped: a kind that only hands partitions on may look

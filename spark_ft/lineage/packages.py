@@ -74,11 +74,11 @@ def _origin(module_name: str, _: int) -> Origin:
         return interpreter() if top in sys.builtin_module_names or top in sys.stdlib_module_names else _USER
     if file == "":
         return interpreter()
+    if _below(file, _library_folders()) and not _below(file, _site_folders()):
+        return interpreter()
     if (found := _distribution_at(top, file)) is not None:
         return found
-    if _below(file, _site_folders()):
-        return _by_files(top, file)
-    return interpreter() if _below(file, _library_folders()) else _USER
+    return _by_files(top, file) if _below(file, _site_folders()) else _USER
 
 
 def _file_of(module_name: str) -> str | None:

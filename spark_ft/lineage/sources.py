@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -74,10 +74,11 @@ class ParallelCollection(Node):
         data = part if isinstance(part, bytes) else env.read_block(part)
         return chain.from_iterable(rows.iter_batches(data))
 
-    def __fingerprint__(self) -> object:
-        """Pickles say nothing sure of what they hold: the records, as they were when they were given."""
-        if self.content is not None:
-            return len(self.slices), self.content
+    def counts_as(self) -> Mapping[str, object]:
+        """Pickles say nothing sure of what they hold: the records do, as they were when they were given."""
+        return {"slices": None} if self.content is not None else {"slices": self._records()}
+
+    def _records(self) -> object:
         ranges = [(part.start, part.stop, part.step) for part in self.slices if isinstance(part, range)]
         if len(ranges) == len(self.slices):
             return ranges
@@ -221,8 +222,8 @@ class TextFile(Node):
         self.unicode = unicode
         self.splits: list[Split] | None = None
 
-    def __fingerprint__(self) -> object:
-        return self.unicode, _cuts(self.splits or ())
+    def counts_as(self) -> Mapping[str, object]:
+        return {"splits": _cuts(self.splits or ()), "paths": None, "minimum": None}
 
     @property
     def partition_count(self) -> int:
@@ -362,8 +363,9 @@ class WholeFiles(Node):
         self.parallelism = parallelism
         self.groups: list[tuple[InputFile, ...]] | None = None
 
-    def __fingerprint__(self) -> object:
-        return self.unicode, [_identity(group) for group in self.groups or ()]
+    def counts_as(self) -> Mapping[str, object]:
+        groups = [_identity(group) for group in self.groups or ()]
+        return {"groups": groups, "paths": None, "minimum": None, "parallelism": None}
 
     @property
     def partition_count(self) -> int:
@@ -437,8 +439,8 @@ class FixedRecords(Node):
         self.minimum = minimum
         self.splits: list[Split] | None = None
 
-    def __fingerprint__(self) -> object:
-        return self.length, _cuts(self.splits or ())
+    def counts_as(self) -> Mapping[str, object]:
+        return {"splits": _cuts(self.splits or ()), "paths": None, "minimum": None}
 
     @property
     def partition_count(self) -> int:
@@ -486,8 +488,8 @@ class PickleFile(Node):
         self.paths = paths
         self.files: list[InputFile] | None = None
 
-    def __fingerprint__(self) -> object:
-        return _identity(self.files or ())
+    def counts_as(self) -> Mapping[str, object]:
+        return {"files": _identity(self.files or ()), "paths": None}
 
     @classmethod
     def of(cls, node_id: NodeId, parts: Sequence[str]) -> PickleFile:

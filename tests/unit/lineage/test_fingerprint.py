@@ -7,6 +7,7 @@ import time
 import pytest
 
 from spark_ft import accumulators, broadcast
+from spark_ft.badrecords import BadRecords
 from spark_ft.errors import JobError
 from spark_ft.lineage import sources
 from spark_ft.lineage.explain import explain
@@ -228,6 +229,21 @@ def test_the_number_of_splits_counts_and_not_how_a_path_is_written(tmp_path):
     file.write_text("x\n" * 1000)
     assert made(text_file(session, file, 2)) != made(text_file(session, file, 3))
     assert made(text_file(session, file)) == made(text_file(session, f"file://{tmp_path}/*.txt"))
+
+
+@pytest.mark.parametrize("kind", [sources.TextFile, sources.WholeFiles, sources.FixedRecords])
+def test_UE_2_the_mode_of_reading_counts_and_what_was_read_does_not(tmp_path, kind):
+    session, file = InProcess(), tmp_path / "a.txt"
+    file.write_text("x\n" * 10)
+
+    def read(bad):
+        return made(RDD(session, kind(session.new_node_id(), str(file), *FILES[kind], bad)))
+
+    tally = BadRecords()
+    permissive = read(tally)
+    assert permissive != read(None)
+    tally("file:/x", 0, 3)
+    assert read(tally) == read(BadRecords()) == permissive
 
 
 def test_a_missing_input_is_told_as_such(tmp_path):
