@@ -89,6 +89,11 @@ def _path(text: str) -> str:
     return re.sub(r"^file:(//[^/]*)?", "", text)
 
 
+def _paths(text: str) -> str:
+    """Several directories, with commas between them."""
+    return ",".join(_path(part.strip()) for part in text.split(",") if part.strip())
+
+
 def _key(  # type: ignore[no-untyped-def]  # a dataclass field stands for its value
     key: str,
     default: object,
@@ -114,7 +119,7 @@ class Settings:
     master: str = _key("spark.master", "local[*]", str, "where to run")
     app_name: str = _key("spark.app.name", "pyspark-shell", str, "shown to people")
     app_id: str = _key("spark.app.id", "", str, "identity across driver restarts; drawn when empty")
-    local_dir: str = _key("spark.local.dir", "", _path, "scratch; the system's temporary directory when empty")
+    local_dir: str = _key("spark.local.dir", "", _paths, "scratch: the first of these that can be used; the system's when empty")
     driver_host: str = _key("spark.driver.host", "", str, "of the driver's sockets, as others find it; the bind address when empty")
     driver_bind: str = _key("spark.driver.bindAddress", "", str, "where they listen; at the driver's host when empty, by ipc when that is, too")
     secret: str = _key("spark.authenticate.secret", "", str, "of a spark:// cluster; who has another is no part of it")

@@ -21,6 +21,7 @@ finds what outlived the one before it, and whoever cleans up finds what could no
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -36,6 +37,7 @@ from spark_ft.ids import DRIVER_HOST, AppId, HostId, Incarnation
 from spark_ft.transport.sockets import endpoint_in
 
 PREFIX = "spark-ft-"
+FREE_LEAST_BYTES = 1 << 20  # a disk that has less is full
 _MAKING = ".spark-ft-making-"  # not yet under its name
 _LOCK = "owner.lock"
 _POLL_S = 0.02
@@ -52,17 +54,21 @@ class Scratch:
 
     @classmethod
     def create(cls, local_dir: str, app: AppId) -> Scratch:
-        """A fresh directory of mode 0700 under ``local_dir`` (the system's temporary directory if
-        empty).  Raises ClusterError where none can be made."""
-        parent = Path(local_dir or tempfile.gettempdir())
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", app)[:64]
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # collected before it was locked: once more
+        """A fresh directory of mode 0700 under the first of ``local_dir`` (several, with commas between
+        them; the system's temporary directory if empty) that can be written and is not full.  Raises
+        ClusterError where none can be made."""
+        name, troubles = re.sub(r"[^A-Za-z0-9._-]", "_", app)[:64], list[str]()
+        for parent in map(Path, local_dir.split(",") if local_dir else [tempfile.gettempdir()]):
+            try:
+                parent.mkdir(parents=True, exist_ok=True)
+                if shutil.disk_usage(parent).free < FREE_LEAST_BYTES:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                with contextlib.suppress(FileNotFoundError):  # collected before it was locked: once more
+                    return cls._make(parent, name)
                 return cls._make(parent, name)
-            return cls._make(parent, name)
-        except OSError as error:
-            raise ClusterError(f"cannot make a scratch directory under {parent}: {error}") from error
+            except OSError as error:
+                troubles.append(f"{parent}: {error}")
+        raise ClusterError(f"cannot make a scratch directory under {'; '.join(troubles)}")
 
     @classmethod
     def _make(cls, parent: Path, name: str) -> Scratch:

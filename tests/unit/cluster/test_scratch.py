@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,6 +29,19 @@ def test_a_place_where_none_can_be_made_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ClusterError, match="scratch"):
         Scratch.create(str(tmp_path / "file"), AppId("a"))
+
+
+def test_ST_15_of_several_places_the_first_that_can_be_used_is(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    full, good = tmp_path / "full", tmp_path / "good"
+    usage, none = shutil.disk_usage, SimpleNamespace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: none if path == full else usage(path))
+    several = f"{tmp_path}/file,{full},{good},{tmp_path}/other"
+    scratch = Scratch.create(several, AppId("a"))
+    assert scratch.path.parent == good and list(full.iterdir()) == []
+    scratch.remove()
+    with pytest.raises(ClusterError, match=r"file.*full"):
+        Scratch.create(f"{tmp_path}/file,{full}", AppId("a"))
 
 
 def test_ST_17_what_nobody_holds_is_collected_and_what_anybody_holds_is_not(tmp_path: Path) -> None:
