@@ -18,6 +18,7 @@ from spark_ft.protocol.messages import Message, WorkerBeat
 if TYPE_CHECKING:
     from chaos.sim.account import Tried
     from chaos.sim.executor import Executor
+    from chaos.sim.network import Process
     from chaos.sim.world import World
 
 _TOLD_S = 1.0  # a death that its parent has seen is known to the driver within
@@ -106,14 +107,32 @@ class Bounds:
         for effect in effects:
             if type(effect) is Note and effect.kind == "worker_lost":
                 lost: Incarnation = effect.fields["worker"]  # type: ignore[assignment]
-                self._world.clock.after(_TOLD_S, self._check_agreed, (lost, self._world.clock.now_s))
+                about = lost, self._world.clock.now_s, self._world.manager
+                self._world.clock.after(_TOLD_S, self._check_agreed, about)
 
-    def _check_agreed(self, item: tuple[Incarnation, float]) -> None:
-        world, (worker, lost_s) = self._world, item
-        if worker not in world.driver.scheduler.executors.workers or world.manager is None:
+    def _check_agreed(self, item: tuple[Incarnation, float, Process]) -> None:
+        world, (worker, lost_s, manager) = self._world, item
+        if worker not in world.driver.scheduler.executors.workers:
             return
-        if world.quiet(world.manager, world.driver, lost_s - _CALM_S):
+        if world.quiet(manager, world.driver, lost_s - _CALM_S):
             raise ViolationError("WK-2", f"the manager has given up {worker}, and the driver counts on it")
+
+    def manager_died(self, manager: Process) -> None:
+        """That is said, for whoever asks why nothing new is granted (CM-1)."""
+        world = self._world
+        limit_s = _TOLD_S if world.options.watched else world.options.settings.silence_s * 1.1 + _TOLD_S
+        world.driver.own(limit_s, self._check_missed, (manager, limit_s))
+
+    def _check_missed(self, item: tuple[Process, float]) -> None:
+        world, granter = self._world, self._world.driver.scheduler.granter
+        manager, limit_s = item
+        if granter._manager != manager.me or granter._lost_s is not None:
+            return
+        silent_s = world.clock.now_s - max(world.driver.resumed_s, world.driver.last_heard_s(manager.me))
+        if silent_s < limit_s and not world.options.watched:  # something of it was long on its way
+            world.driver.own(limit_s - silent_s, self._check_missed, item)
+        elif world.driver.resumed_s < (manager.died_s or 0.0):
+            raise ViolationError("CM-1", f"{manager.me} is dead, and nobody says so")
 
     # --- At every look ---
 

@@ -101,7 +101,7 @@ _ROWS = {
     "deaf_task": "EX-15", "dirty": "TK-7", "not_loadable": "TK-9", "memory": "MEM-1", "lose_output": "BL-1",
     "rot_output": "BL-3", "tear_output": "BL-4", "rot_segment": "ST-10", "evict": "BL-11",
     "rot_block": "BL-11", "lose_host": "WK-2", "kill_worker": "WK-1", "reboot_host": "WK-3",
-    "torn_at_reboot": "ST-8", "kill_manager": "CM-1",
+    "torn_at_reboot": "ST-8", "kill_manager": "CM-1", "stop_manager": "CM-1",
     "stall_driver": "CLK-4", "late_answer": "NET-7", "noise": "NET-1 NET-2 NET-3",
 }  # fmt: skip
 _PARTS = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "most": 1.0}

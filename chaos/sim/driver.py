@@ -50,6 +50,7 @@ class Handle:
     cancelled: bool = False  # by the user, or because nobody waits
     closed: bool = False
     final: bool = False
+    scoped: bool = False  # it is of an action of several jobs
 
 
 class Driver(Process):
@@ -62,6 +63,7 @@ class Driver(Process):
         core = SchedulerCore(world.options.settings, me, app, {"wire": "1"})
         super().__init__(world, me, "driver", core)
         self.scheduler = core
+        self.silence_s = world.options.settings.silence_s
         self.app = app
         self.handles: dict[JobId, Handle] = {}
         self.blobs: set[BlobId] = set()
@@ -117,16 +119,23 @@ class Driver(Process):
         program: int,
         pool: str = "default",
         final: bool = False,
+        scope: int = -1,
+        rests_on: tuple[int, ...] = (),
     ) -> Handle:
         lineage = self.world.lineage
         shape = lineage.shape(target)
         job = JobId(len(self.handles))
         blobs: dict[ShuffleId, BlobId] = {s: BlobId(SHUFFLE_BLOBS + s) for s in shape.shuffles}
         handle = Handle(job, target, shape, partitions, self.world.clock.now_s, program, final=final)
+        handle.scoped = scope >= 0 or bool(rests_on)
         self.handles[job] = handle
         self.blobs.update(blobs.values())
         self.blobs.add(BlobId(job))
-        self.post(JobSubmitted(job, shape, partitions, BlobId(job), blobs, f"job {job}", pool, final=final))
+        event = JobSubmitted(
+            job, shape, partitions, BlobId(job), blobs, f"job {job}", pool, final=final, scope=scope,
+            rests_on=rests_on,
+        )  # fmt: skip
+        self.post(event)
         return handle
 
     def cancel(self, handle: Handle) -> None:
@@ -155,8 +164,8 @@ class Driver(Process):
                     self.world.shadow.answers.result_lost(handle.job, partition)
                     self.post(ResultLost(handle.job, partition, "gone"))
                     return
-        self._close(handle)
         self.world.judge(handle)
+        self._close(handle)
 
     def _readable(self, result: StoredResult) -> bool:
         ref = result.block
@@ -172,6 +181,7 @@ class Driver(Process):
             handle.closed = True
             self.blobs.discard(BlobId(handle.job))
             self.post(Released(blobs=(BlobId(handle.job),)))
+            self.world.actions.closed(handle)
 
 
 def make_driver(world: World) -> Driver:

@@ -64,7 +64,6 @@ class Nemesis:
         self.idle: Counter[str] = Counter()  # those that found nothing to do
         self._noises: list[tuple[str, Noise]] = []
         self._cuts: list[tuple[str, list[int]]] = []
-        self._closed_programs: set[int] = set()
 
     def plan(self, decisions: list[Decision]) -> None:
         for decision in decisions:
@@ -98,6 +97,7 @@ class Nemesis:
         for host in list(world.workers):
             world.bad_starts_until[host] = -1.0 if host in world.bad_starts_until else -2.0
         world.bad_starts_until = {h: t for h, t in world.bad_starts_until.items() if t == -1.0}
+        world.replace_manager(lambda: 0.0)
         for host in sorted(world.workers):
             world.start_worker(host)
 
@@ -133,10 +133,13 @@ class Nemesis:
             return False
         number = rng.randrange(len(world.programs))
         nodes = world.programs[number]
-        if number in self._closed_programs or world.driver.state == DEAD:
+        if number in world.released_programs or world.driver.state == DEAD:
             return False
         target = NodeId(nodes[-1 - min(rng.randrange(4), len(nodes) - 1)])
         count = world.lineage.nodes[target].partition_count
+        if rng.random() < world.options.scoped:
+            world.actions.begin(target, number, rng)
+            return True
         chosen = list(range(count))
         if rng.random() < 0.2:
             chosen = sorted(rng.sample(chosen, rng.randrange(count + 1)))
@@ -168,13 +171,13 @@ class Nemesis:
     def _release(self, rng: Random) -> bool:
         """The program drops every reference to one of its lineages."""
         number = rng.randrange(len(self.world.programs))
-        if number in self._closed_programs or rng.random() < 0.5:
+        if number in self.world.released_programs or rng.random() < 0.5:
             return False
         self.release_program(number)
         return True
 
     def release_program(self, number: int) -> None:
-        self._closed_programs.add(number)
+        self.world.released_programs.add(number)
         lineage, nodes = self.world.lineage, self.world.programs[number]
         shuffles = tuple(ShuffleId(s) for n in nodes for s in lineage.nodes[NodeId(n)].shuffles)
         self.world.driver.release(shuffles, tuple(NodeId(n) for n in nodes))
@@ -243,12 +246,20 @@ class Nemesis:
         return self._pause(self.world.workers[self._host(rng)], self._for_s(rng))
 
     def _kill_manager(self, rng: Random) -> bool:
-        manager = self.world.manager
-        if manager is None or manager.state == DEAD or rng.random() < 0.5:
+        """… and another one comes, sooner or later."""
+        world, manager = self.world, self.world.manager
+        if manager is None or not manager.die():
             return False
-        manager.die()
-        self.world.died(manager)
+        world.died(manager)
+        world.bounds.manager_died(manager)
+        late_s = rng.choice([0.0, 0.3, 6.0])
+        back_s = rng.choice([0.3, 2.0, 2.0, 15.0])
+        world.clock.after(back_s, lambda _: world.replace_manager(lambda: rng.random() * late_s))
         return True
+
+    def _stop_manager(self, rng: Random) -> bool:
+        manager = self.world.manager
+        return manager is not None and self._pause(manager, self._for_s(rng))
 
     def _stall_driver(self, rng: Random) -> bool:
         return self._pause(self.world.driver, self._for_s(rng))
@@ -522,16 +533,16 @@ class Nemesis:
 
     def _hang(self, rng: Random) -> bool:
         """A task stands still, for ever or until somebody shoots its process."""
-        executor = self._executor(rng)
-        if executor is None or not executor.running:
+        working = [e for e in self.world.alive(Executor) if e.state == ALIVE]
+        runs = [(e, run) for e in working for run in e.running.values() if run.content is None]
+        if not runs:
             return False
-        run = next(iter(executor.running.values()))
-        if run.content is None:
-            run.fate, run.deaf = "hang", rng.random() < 0.5
+        executor, run = rng.choice(runs)
+        run.fate, run.deaf = "hang", rng.random() < 0.5
         timeout_s = self.world.options.settings.stall_timeout_s
-        if not 0.0 < timeout_s < 10.0:
+        if run.of.launch.gang or not 0.0 < timeout_s < 10.0:
             self.world.clock.after(8.0, lambda _: executor.end(0, 9) if not run.ended else None)
-        return run.fate == "hang"
+        return True
 
     def _slow_host(self, rng: Random) -> bool:
         host = self._host(rng)

@@ -82,7 +82,7 @@ def _explained(world: World, handle: Handle, failure: JobFailure) -> bool:
             fickle = shuffles & (lineage.random | lineage.chatty) or nodes & lineage.fickle
             endless = shadow.answers.jobs[handle.job].rollbacks >= 49 or "again and again" in failure.text
             gang = any(node.barrier for node in handle.shape.nodes.values())
-            return bool(fickle or gang) and (handle.final or endless)
+            return bool(fickle or gang) and (handle.final or endless or handle.scoped)
         case _:
             return _unpeopled(world, handle, failure)
 

@@ -15,7 +15,18 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from spark_ft.ids import Incarnation
-from spark_ft.protocol.effects import ClosePeer, Core, Effect, Event, Note, Received, Send, Tick
+from spark_ft.protocol.effects import (
+    ClosePeer,
+    Core,
+    Effect,
+    Event,
+    Note,
+    PeerHeard,
+    PeerSilent,
+    Received,
+    Send,
+    Tick,
+)
 from spark_ft.protocol.messages import Fenced, Message
 from spark_ft.transport.link import Frame, Link
 
@@ -100,13 +111,15 @@ class Network:
 
 
 class _Peer:
-    __slots__ = ("incarnation", "link", "outbox", "wake_s")
+    __slots__ = ("heard_s", "incarnation", "link", "outbox", "silent", "wake_s")
 
     def __init__(self, incarnation: Incarnation, now_s: float) -> None:
         self.incarnation = incarnation
         self.link = Link(now_s)
         self.outbox: list[Message] = []
         self.wake_s = inf
+        self.heard_s = now_s
+        self.silent = False
 
 
 class Process:
@@ -118,6 +131,7 @@ class Process:
 
     router = False
     role = ""
+    silence_s: float | None = None  # a peer of which nothing at all came for so long is PeerSilent
 
     def __init__(self, world: World, me: Incarnation, machine: str, core: Core) -> None:
         self.world, self.me, self.machine, self.core = world, me, machine, core
@@ -142,6 +156,7 @@ class Process:
         self._inbox: list[tuple[Incarnation, Frame]] = []  # while it is stopped
         self._deferred: list[tuple[float, Any, Any]] = []  # its own doings, while it is stopped
         self._wake_s = inf
+        self._silence_check_s = 0.0
         self._in_turn = False
         world.network.processes[me] = self
 
@@ -179,6 +194,11 @@ class Process:
         self.state, self.stopped_s = STOPPED, self.world.clock.now_s
         return True
 
+    def last_heard_s(self, peer: Incarnation) -> float:
+        """When the last frame of a peer has come."""
+        known = self._peers.get(peer)
+        return -1.0 if known is None else known.heard_s - self.offset_s
+
     def resume(self) -> bool:
         if self.state != STOPPED:
             return False
@@ -188,6 +208,10 @@ class Process:
         deferred, self._deferred = self._deferred, []
         for delay_s, what, about in deferred:  # it had that much left to do when it was stopped
             self.own(delay_s, what, about)
+        for peer in self._peers.values():
+            peer.heard_s = (
+                self.resumed_s + self.offset_s
+            )  # nobody can be blamed for a silence while we were deaf
         inbox, self._inbox = self._inbox, []
         self._in_turn = True  # all that has arrived is handled before any Tick (CLK-4)
         for sender, frame in inbox:
@@ -240,6 +264,8 @@ class Process:
             self.handle(_TICK)
             while self._posted:
                 self.handle(self._posted.popleft())
+        if self.silence_s is not None and now_s >= self._silence_check_s and self.state == ALIVE:
+            self._check_silence(now_s, self.silence_s)
         self._in_turn = False
         if self.state != ALIVE:
             return
@@ -260,7 +286,9 @@ class Process:
                     self._wakeup_count += 1
                     heappush(wakeups, (wake_s, self._wakeup_count, peer))
         due_s = self.core.wakeup_s()
-        wake_s = inf if due_s is None else due_s
+        wake_s = self._silence_check_s if self.silence_s is not None and self._peers else inf
+        if due_s is not None and due_s < wake_s:
+            wake_s = due_s
         if wakeups and wakeups[0][0] < wake_s:
             wake_s = wakeups[0][0]
         if wake_s != inf:
@@ -268,6 +296,19 @@ class Process:
             if wake_s < self._wake_s:
                 self._wake_s = wake_s
                 clock.at(wake_s, self._wake, wake_s)
+
+    def _check_silence(self, now_s: float, limit_s: float) -> None:
+        """Tell of peers of which nothing comes; look again when the next one may be silent."""
+        next_s = now_s + limit_s
+        for peer in list(self._peers.values()):
+            if peer.silent:
+                continue
+            if now_s - peer.heard_s >= limit_s:
+                peer.silent = True
+                self.handle(PeerSilent(peer.incarnation, now_s - peer.heard_s))
+            else:
+                next_s = min(next_s, peer.heard_s + limit_s)
+        self._silence_check_s = max(next_s, now_s + limit_s / 20)
 
     def handle(self, event: Event) -> None:
         """One step: the core handles an event, the world carries out what it asks for."""
@@ -304,6 +345,10 @@ class Process:
             if seq != 1 or not self.router:
                 return
             peer = self._peers[sender] = _Peer(sender, self.world.clock.now_s + self.offset_s)
+        peer.heard_s = self.world.clock.now_s + self.offset_s
+        if peer.silent:
+            peer.silent = False
+            self.handle(PeerHeard(sender))
         self._dirty[sender] = peer
         for body in peer.link.receive(seq, frame.ack, frame.body, self.world.clock.now_s + self.offset_s):
             for message in body:

@@ -14,12 +14,13 @@ from spark_ft.settings import Settings
 # Kinds of fault decisions and how often each is drawn in relation to the others (faults.py plays them).
 FAULTS = {
     "kill_executor": 10, "kill_at": 10, "kill_all": 1, "stop_executor": 4, "kill_worker": 3, "stop_worker": 2,
-    "kill_manager": 1, "stall_driver": 3, "reboot_host": 3, "lose_host": 3, "suspend_host": 2,
+    "kill_manager": 3, "stop_manager": 1,
+    "stall_driver": 3, "reboot_host": 3, "lose_host": 3, "suspend_host": 2,
     "bad_starts": 1, "late_exit": 1,
     "cut": 4, "cut_process": 4, "noise": 8, "blip": 3,
     "lose_output": 5, "rot_output": 5, "tear_output": 2, "rot_segment": 4, "rot_block": 3, "lose_store": 2,
     "disk_full": 2,
-    "user_error": 5, "host_error": 2, "not_loadable": 1, "own_death": 3, "deaf_task": 2, "hang": 1,
+    "user_error": 5, "host_error": 2, "not_loadable": 1, "own_death": 3, "deaf_task": 2, "hang": 3,
     "slow_host": 2, "self_killed": 1, "evict": 2, "echo": 4, "zombie": 3,
     "long_call": 3, "stillborn": 2, "late_answer": 3, "lose_read": 8, "leave": 2, "gray": 3,
     "memory": 3, "dirty": 3, "sick": 4,
@@ -50,6 +51,7 @@ class Options:
     replicated: float = 0.0  # share of persisted nodes that are to be on two hosts
     barrier: float = 0.0  # share of nodes whose tasks are a gang
     poison: float = 0.0  # chance that a program has a partition that always fails
+    scoped: float = 0.0  # share of actions that have several jobs
     chain: float = 0.0  # share of nodes that are a shuffle of the one before
     reading_s: float = 0.001  # until the user's thread reads the results of a job that has ended
     stored: float = 0.2  # share of results that are too large for a message
@@ -117,6 +119,7 @@ def draw(rng: Random) -> Options:
         replicated=rng.choice([0.0, 0.0, 0.5]),
         poison=rng.choice([0.0, 0.0, 0.0, 0.5]),
         barrier=rng.choice([0.0, 0.0, 0.3]),
+        scoped=rng.choice([0.0, 0.0, 0.3, 0.8]),
         chain=rng.choice([0.0, 0.0, 0.8]),
         reading_s=rng.choice([0.001, 0.001, 2.0]),
         stored=rng.choice([0.0, 0.3]),

@@ -174,7 +174,9 @@ class Shadow:
         self._world.blame.exited(exited)
         self.outputs.damaged(exited.touched)
         for output in exited.outputs:
-            self._world.excluded.adopted(exited.executor, output.attempt)
+            attempt = self.attempts.get(output.attempt)
+            if attempt is not None and not attempt.ended:  # else its end was told, and judged then
+                self._world.excluded.adopted(exited.executor, output.attempt)
         self.outputs.exited(exited)
 
     def _stopped(self, executor: Incarnation, stopped: bool) -> None:

@@ -25,6 +25,7 @@ from spark_ft.protocol.effects import (
     Effect,
     Exit,
     Forget,
+    GranterMoved,
     Inherited,
     KillProcess,
     Measure,
@@ -53,8 +54,9 @@ class Worker(Process):
             options.settings, has_manager=options.managed, data_endpoint=me, root=f"/{host}",
         )  # fmt: skip
         super().__init__(world, me, host, core)
-        self.host = host
+        self.host, self.granter = host, granter
         self.worker_core = core
+        self.silence_s = options.settings.silence_s
         self.children: dict[Incarnation, Executor] = {}
         self.hosts: dict[HostId, str] = {}
         self._orders: deque[tuple[Incarnation, CopyOrder]] = deque()
@@ -92,6 +94,12 @@ class Worker(Process):
                 self.world.worker_died(self)
             case _:
                 assert_never(effect)  # type: ignore[arg-type]  # no worker asks for anything else
+
+    def moved(self, granter: Incarnation) -> None:
+        """It is told of another manager."""
+        if self.granter != granter:
+            self.granter = granter
+            self.post(GranterMoved(granter, "manager"))
 
     def _spawned(self, effect: SpawnExecutor) -> None:
         world = self.world

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, get_args
 
+from chaos.sim.actions import Actions
 from chaos.sim.blame import Blame
 from chaos.sim.bounds import Bounds
 from chaos.sim.clock import Clock
@@ -74,6 +75,8 @@ class World:
         self.blame = Blame(self)
         self.excluded = Excluded(self)
         self.shadow = Shadow(self, self.driver.scheduler)
+        self.actions = Actions(self)
+        self.released_programs: set[int] = set()  # the user has let go of them
         self.manager: Manager | None = None
         self.workers: dict[HostId, Worker] = {}  # the newest of each host
         self.executors: dict[Incarnation, Executor] = {}
@@ -85,15 +88,36 @@ class World:
     def _build(self) -> None:
         options = self.options
         if options.managed:
-            self.manager = Manager(self, Incarnation("manager-0"))
-            self.driver.register(self.manager.me)
-            if options.watched:
-                self.watch(self.driver, self.manager.me)
+            self._start_manager()
         for index in range(options.hosts):
             self.start_worker(HostId(f"h{index}"))
-        granter = self.manager.me if self.manager is not None else None
-        self.driver.post(ResourcesGranted(options.hosts * options.executors, granter))
+        if self.manager is None:
+            self.driver.post(ResourcesGranted(options.hosts * options.executors))
         self.driver.begin()
+
+    def _start_manager(self) -> None:
+        """A manager begins, and the driver asks it for executors."""
+        before, count = self.manager, self.options.hosts * self.options.executors
+        number = 0 if before is None else int(before.me.rpartition("-")[2]) + 1
+        self.manager = Manager(self, Incarnation(f"manager-{number}"))
+        self.driver.register(self.manager.me)
+        if self.options.watched:
+            self.watch(self.driver, self.manager.me)
+        self.driver.post(ResourcesGranted(count, self.manager.me))
+
+    def replace_manager(self, told_s: Callable[[], float]) -> None:
+        """Another manager takes the place of a dead one; workers are told in any order (CM-2)."""
+        if self.manager is None or self.manager.state != DEAD or self.driver.state == DEAD:
+            return
+        self._start_manager()
+        for host in sorted(self.workers):
+            worker = self.workers[host]
+            if worker.state != DEAD and worker.granter != self.manager.me:
+                self.clock.after(told_s(), self._move, worker)
+
+    def _move(self, worker: Worker) -> None:
+        if self.manager is not None and worker.state != DEAD:
+            worker.moved(self.manager.me)
 
     def start_worker(self, host: HostId) -> None:
         """A worker of this host begins, as whoever keeps the cluster up sees to."""
@@ -356,3 +380,5 @@ class World:
         self.finished_jobs += 1
         self.ended[handle.failure.condition if handle.failure else "ok"] += 1
         judge(self, handle)
+        if handle.failure is None:
+            self.actions.answered(handle)

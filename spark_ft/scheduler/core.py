@@ -234,7 +234,7 @@ class SchedulerCore:
     def _peer(self, event: PeerGone | PeerSilent | PeerHeard) -> None:
         match event:
             case PeerGone(peer, why):
-                self.granter.lost(peer, why)
+                self.granter.lost(peer, why, ended=True)
                 self.liveness.peer_gone(peer, why)
             case PeerSilent(peer, silent_s):  # executors and workers have leases, which say more
                 self.granter.lost(peer, f"nothing was heard of it for {silent_s:.1f} s")
@@ -325,7 +325,7 @@ class SchedulerCore:
                 else:
                     self.executors.fence(id)  # its hello may still be under way
             case Goodbye(why):
-                self.granter.lost(sender, why)
+                self.granter.lost(sender, why, ended=True)
                 self.liveness.peer_gone(sender, why)
             case _:
                 self.turn.note("message_not_for_scheduler", sender=sender, message=type(message).__name__)

@@ -116,6 +116,8 @@ class Dag:
 
     def end_job(self, job: Job, failure: JobFailure | None = None) -> None:
         """The one end of a job: what only it needed is broken off."""
+        if failure is None:
+            failure = self.scopes.refusal(job)  # its last task may just have spoilt its scope
         del self.jobs[job.id]
         self.unpinned = True
         job.settled = failure is None

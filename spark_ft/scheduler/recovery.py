@@ -118,6 +118,8 @@ class Recovery:
         One that is not proved the same as one that was lost, or found no room, takes its place: whatever
         stands on the old one begins again (BL-12)."""
         if not self._blocks.differs(block):
+            if (block.node, block.partition) not in self._blocks.checksums:
+                self._dag.scopes.persisted_anew(block)
             self._in_use(executor, block)
             return set()
         key = block.node, block.partition

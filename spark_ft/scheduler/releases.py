@@ -73,6 +73,9 @@ class Releases:
         self.shuffles.difference_update(shuffles)
         self.nodes.difference_update(nodes)
         self.blobs.difference_update(blobs)
+        if nodes:
+            known = self._blocks.checksums.items()
+            self._dag.scopes.forgotten({key: checksum for key, checksum in known if key[0] in nodes})
         for node in nodes:
             self._blocks.drop_node(node, forget=True)
         self._drop_shuffles(shuffles)

@@ -5,7 +5,8 @@
 
 A job of a scope that ends well leaves there what its results were built from.  The engine has let go of
 these results and cannot take them back.  When some of that data is replaced or rolled back, the scope is
-spoilt: no job of it, nor any that rests on it, ends well any more (INDETERMINATE_OUTPUT_ROLLBACK).
+spoilt: no job of it, nor any that rests on it, ends well any more (INDETERMINATE_OUTPUT_ROLLBACK).  Checksums
+of what is unpersisted meanwhile are forgotten elsewhere; a scope keeps them, should it be persisted again.
 
 Invariants
   * a live job is of no spoilt scope, and rests on none, between two turns (S6 for several jobs).
@@ -14,11 +15,12 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from spark_ft.ids import NodeId, ShuffleId
 from spark_ft.protocol.effects import JobFailure
+from spark_ft.protocol.messages import CachedBlock
 from spark_ft.scheduler.cached import Key, rests_on
 from spark_ft.scheduler.stage import StageTree
 
@@ -33,12 +35,13 @@ _SPOILT = (
 
 
 class _Scope:
-    __slots__ = ("delivered", "sources", "spoilt", "trees")
+    __slots__ = ("checksums", "delivered", "sources", "spoilt", "trees")
 
     def __init__(self) -> None:
         self.sources: set[ShuffleId] = set()  # what results were built from
         self.trees: dict[NodeId, StageTree] = {}  # target -> what its tasks go through
         self.delivered: dict[NodeId, set[int]] = {}  # target -> its partitions that were handed out
+        self.checksums: dict[Key, int] = {}  # of what was unpersisted since
         self.spoilt = False
 
 
@@ -78,6 +81,22 @@ class Scopes:
                 if any(rests_on(tree, partition, key) for partition in scope.delivered[target]):
                     self._spoil(scope)
                     break
+
+    def forgotten(self, checksums: Mapping[Key, int]) -> None:
+        """These persisted partitions are about to be dropped for good, and their checksums forgotten."""
+        for scope in self._unspoilt():
+            for target, tree in scope.trees.items():
+                for key, checksum in checksums.items():
+                    if any(rests_on(tree, partition, key) for partition in scope.delivered[target]):
+                        scope.checksums.setdefault(key, checksum)
+
+    def persisted_anew(self, block: CachedBlock) -> None:
+        """A partition of which nobody else knows what it was."""
+        key = block.node, block.partition
+        for scope in self._unspoilt():
+            known = scope.checksums.get(key)
+            if known is not None and block.checksum and (known < 0 or known != block.checksum):
+                self._spoil(scope)
 
     def _unspoilt(self) -> Iterator[_Scope]:
         return (scope for scope in self._open.values() if not scope.spoilt)

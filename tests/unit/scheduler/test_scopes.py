@@ -2,7 +2,7 @@
 
 import pytest
 
-from spark_ft.ids import HostId, JobId, ShuffleId
+from spark_ft.ids import HostId, JobId, NodeId, ShuffleId
 from spark_ft.protocol.effects import Released, ResultLost
 from spark_ft.protocol.messages import BlockRef, StoredResult, Success
 from tests.builders import Lineage, Stand, in_memory
@@ -91,3 +91,38 @@ def test_BL_12_a_persisted_partition_that_came_out_different_spoils_what_rests_o
     other = stand.submit(lineage, node, scope=7)
     stand.succeed(stand.one(0), cached=(in_memory(node, 0, checksum=6),))
     assert stand.failure(other).condition == "INDETERMINATE_OUTPUT_ROLLBACK"
+
+
+def answered_from_a_persisted_partition(stand: Stand) -> tuple[Lineage, NodeId]:
+    """A job of scope 7 was answered from a partition with checksum 5."""
+    lineage = Lineage()
+    node = lineage.persist(lineage.source(2))
+    first = stand.submit(lineage, node, [0], scope=7)
+    stand.succeed(stand.one(0), cached=(in_memory(node, 0, checksum=5),))
+    assert stand.finished[first] is None
+    return lineage, node
+
+
+def test_BL_12_the_task_that_makes_the_other_edition_does_not_end_its_job_well() -> None:
+    """It is the last of its job, and spoils the scope in the turn in which it would end it."""
+    stand = Stand(executors=2)
+    lineage, node = answered_from_a_persisted_partition(stand)
+    stand.exit(next(iter(stand.core.blocks.of_executor)))
+    other = stand.submit(lineage, node, [0], scope=7)
+    stand.succeed(stand.one(0), cached=(in_memory(node, 0, checksum=6),))
+    assert stand.failure(other).condition == "INDETERMINATE_OUTPUT_ROLLBACK"
+
+
+@pytest.mark.parametrize(("again", "well"), [(5, True), (6, False)])
+def test_BL_12_what_is_unpersisted_amid_an_action_and_comes_back_is_compared(again: int, well: bool) -> None:
+    stand = Stand(executors=2)
+    lineage, node = answered_from_a_persisted_partition(stand)
+    stand.do(Released(nodes=(node,)))
+    assert not stand.core.blocks.tracks(node), "it is dropped at once"
+    other = stand.submit(lineage, node, [0, 1], scope=7)
+    stand.succeed(stand.one(0), cached=(in_memory(node, 0, checksum=again),))
+    if well:
+        stand.succeed(stand.one(1))
+        assert stand.finished[other] is None
+    else:
+        assert stand.failure(other).condition == "INDETERMINATE_OUTPUT_ROLLBACK"
