@@ -64,10 +64,16 @@ class Actions:
         self._of_job[handle.job] = action
 
     def answered(self, handle: Handle) -> None:
-        """A job's answer was read.  Raises when it is not of one piece with those before it."""
-        if (action := self._of_job.get(handle.job)) is not None:
-            for task in handle.results.values():
-                action.seen = joined(action.seen, self._world.contents[task].provenance)
+        """A job's answer was read.  Raises when it is not of one piece with those it must agree with: all
+        before it, or the one that counted."""
+        action = self._of_job.get(handle.job)
+        if action is None:
+            return
+        seen = action.seen
+        for task in handle.results.values():
+            seen = joined(seen, self._world.contents[task].provenance)
+        if not action.counts or not action.seen:
+            action.seen = seen
 
     def closed(self, handle: Handle) -> None:
         """A job is over: the next one, or the end of the action."""

@@ -61,7 +61,7 @@ class Bounds:
 
     # --- What is believed too soon ---
 
-    def _awake_s(self, since_s: float) -> float:
+    def awake_s(self, since_s: float) -> float:
         """How long ago that was, stalls of the driver not counted (CLK-4)."""
         awake_s = self._world.clock.now_s - since_s
         for begun_s, ended_s in reversed(self._world.driver.stalls):
@@ -73,7 +73,7 @@ class Bounds:
 
     def _check_silent(self, who: Incarnation) -> None:
         limit_s, heard_s = self._world.options.settings.silence_s, self._heard.get(who)
-        if heard_s is not None and self._awake_s(heard_s) < limit_s:
+        if heard_s is not None and self.awake_s(heard_s) < limit_s:
             raise ViolationError("CLK-4", f"{who} is given up as silent; the driver itself stood still")
 
     def executor_given_up(self, executor: Incarnation, why: str) -> None:
@@ -81,7 +81,7 @@ class Bounds:
             self._check_silent(executor)
         if "was silent and not busy" not in why or executor not in self._computed:
             return
-        if self._awake_s(self._computed[executor][1]) < self._world.options.settings.silence_s:
+        if self.awake_s(self._computed[executor][1]) < self._world.options.settings.silence_s:
             raise ViolationError("EX-9", f"{executor} is given up although its worker saw it compute")
 
     def worker_given_up(self, worker: Incarnation, why: str) -> None:

@@ -60,7 +60,7 @@ class Driver(Process):
     router = True
 
     def __init__(self, world: World, me: Incarnation, app: AppId) -> None:
-        core = SchedulerCore(world.options.settings, me, app, {"wire": "1"})
+        core = self._core_of(world, me, app)
         super().__init__(world, me, "driver", core)
         self.scheduler = core
         self.silence_s = world.options.settings.silence_s
@@ -68,6 +68,14 @@ class Driver(Process):
         self.handles: dict[JobId, Handle] = {}
         self.blobs: set[BlobId] = set()
         self.hosts: dict[HostId, str] = {}
+
+    @staticmethod
+    def _core_of(world: World, me: Incarnation, app: AppId) -> SchedulerCore:
+        return SchedulerCore(world.options.settings, me, app, {"wire": "1"})
+
+    def another_core(self) -> SchedulerCore:
+        """As this one was when it began."""
+        return self._core_of(self.world, self.me, self.app)
 
     def register(self, manager: Incarnation) -> None:
         options = self.world.options
@@ -141,6 +149,8 @@ class Driver(Process):
     def cancel(self, handle: Handle) -> None:
         handle.cancelled = True
         self.post(CancelJobs(handle.job))
+        if not handle.done:  # else nothing but the loss of a result brings it back, after this word
+            self.world.lively.cancelled(handle)
 
     def abandon(self, handle: Handle) -> None:
         """Whoever iterated over the results has stopped to."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from random import Random
 
+from chaos.sim import again
 from chaos.sim.executor import Executor
 from chaos.sim.faults import USER, Decision, plan
 from chaos.sim.network import DEAD
@@ -148,6 +149,8 @@ def _end(world: World, nemesis: Plots, steps_max: int) -> float:
     _run_until(world, clock.now_s + SETTLE_S, steps_max)
     world.check()
     world.driver.scheduler.assert_idle()
+    world.lively.check_alone()
+    world.check_size()
     for executor in world.alive(Executor):
         executor.executor_core.assert_idle()
         if executor.memory:
@@ -155,6 +158,8 @@ def _end(world: World, nemesis: Plots, steps_max: int) -> float:
     _check_garbage(world)
     if world.seed % 4 == 0:
         _check_orphans(world, steps_max)
+    if world.heard is not None:
+        again.check(world.heard, world.driver.another_core, Random(f"{world.seed}/again"), 0.1)
     return healing_s
 
 

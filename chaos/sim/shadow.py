@@ -317,6 +317,7 @@ class Shadow:
             self._world.blame.launched(attempt, to, running, bool(message.gang))
             self._world.excluded.launched(attempt, to)
         self._touched[to] = None
+        self._world.lively.launched(message.stage, len(message.tasks))
         self._world.reached("launch", None)
 
     def _count(self, attempt: Tried) -> None:

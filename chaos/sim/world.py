@@ -7,7 +7,9 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, get_args
 
+from chaos.sim import size
 from chaos.sim.actions import Actions
+from chaos.sim.again import Heard
 from chaos.sim.blame import Blame
 from chaos.sim.bounds import Bounds
 from chaos.sim.clock import Clock
@@ -16,6 +18,7 @@ from chaos.sim.driver import Driver, Handle, make_driver
 from chaos.sim.excluded import Excluded
 from chaos.sim.executor import Executor, Run
 from chaos.sim.judge import judge
+from chaos.sim.lively import Lively
 from chaos.sim.network import ALIVE, DEAD, Network, Process
 from chaos.sim.options import Options
 from chaos.sim.program import Content, Lineage, grow
@@ -35,6 +38,7 @@ from spark_ft.protocol.messages import AssignExecutors, InlineResult, LaunchTask
 
 _KINDS: dict[type, int] = {kind: i for i, kind in enumerate([*get_args(Event), *get_args(messages.Message)])}
 CHECK_EVERY = 50  # steps between two looks at all invariants of all cores
+AGAIN_EVERY = 16  # histories, of which one is heard by other cores in the end
 
 
 class World:
@@ -75,6 +79,8 @@ class World:
         self.blame = Blame(self)
         self.excluded = Excluded(self)
         self.shadow = Shadow(self, self.driver.scheduler)
+        self.lively = Lively(self)
+        self.heard: list[Heard] | None = [] if seed % AGAIN_EVERY == 3 else None  # by the driver's core
         self.actions = Actions(self)
         self.released_programs: set[int] = set()  # the user has let go of them
         self.manager: Manager | None = None
@@ -228,6 +234,8 @@ class World:
         now_s = self.clock.now_s
         kind = type(event.message) if type(event) is Received else type(event)
         if process is self.driver:
+            if self.heard is not None:
+                self.heard.append((now_s + process.offset_s, event))
             self.shadow.before(event)
             effects = process.core.handle(event, now_s + process.offset_s)
             self.shadow.after(event, effects)
@@ -240,6 +248,8 @@ class World:
             self._log.append(f"{self.steps} {now_s:.6f} {process.me} {event!r} -> {effects!r}")
         if self.steps % CHECK_EVERY == 0:
             self.check()
+            if self.steps % (20 * CHECK_EVERY) == 0:
+                self.check_size()
         return effects
 
     def note(self, text: str) -> None:
@@ -258,7 +268,15 @@ class World:
         if self.manager is not None:
             self.manager.manager_core.check_invariants()
         self.bounds.check()
+        self.lively.check()
         self._check_detection()
+
+    def check_size(self) -> None:
+        """The driver keeps in mind what is there, and not what was (S29)."""
+        answers = self.shadow.answers
+        told = (*answers.open_jobs.values(), *answers.held.values())
+        tasks = sum(len(t.partitions) + sum(s.map_count for s in t.shape.shuffles.values()) for t in told)
+        size.check(self.driver.scheduler, tasks)
 
     def _check_detection(self) -> None:
         """A dead process is not believed to live for long (L4): not longer than silence is borne, in time in

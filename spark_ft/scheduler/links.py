@@ -43,11 +43,13 @@ class Links:
             del self._cut[link]
 
     def sweep(self, now_s: float) -> None:
-        """Links that are to be tried again; with the last one go the answers that were kept."""
+        """Links that are to be tried again, and answers that hold no more: with the last link go all."""
         for link in [link for link, until_s in self._cut.items() if until_s <= now_s]:
             del self._cut[link]
         if not self._cut:
             self._known.clear()
+        for key in [key for key, (stamp, _) in self._known.items() if stamp[2] < int(now_s)]:
+            del self._known[key]
 
     def readers(self, stage: Stage, now_s: float) -> list[HostId]:
         """Hosts with executors that can read all that this stage reads, as far as is known."""

@@ -1,0 +1,70 @@
+"""What a driver heard in a history, heard again by cores that nobody knows.
+
+    one        at the same times, counted from another zero: its effects are the same (S34)
+    stutterer  every so often twice in a row: the second hearing gives nobody anything, and what follows it is
+               as if there had been one (S26)
+
+Times are set upon a grid of 2^-20 s, so that another zero rounds no sum otherwise.  What is asked back from
+a queue is one choice of several (a schedule, nobody's right): where a second hearing makes another one, the
+stutterer has said enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from random import Random
+
+from chaos.sim.violation import ViolationError
+from spark_ft.protocol.effects import (
+    DeliverResult,
+    Effect,
+    Event,
+    FinishJob,
+    MergeAccums,
+    Note,
+    Received,
+    Send,
+    WithdrawResults,
+)
+from spark_ft.protocol.messages import KillExecutor, KillTask, LaunchTasks
+from spark_ft.scheduler.core import SchedulerCore
+
+Heard = tuple[float, Event]
+
+ZERO_S = float(1 << 16)  # where the other clock begins
+_GRID = float(1 << 20)
+_GIVEN = (DeliverResult, FinishJob, MergeAccums, WithdrawResults)
+_ORDERED = (KillExecutor, KillTask, LaunchTasks)
+
+
+def check(heard: Collection[Heard], make: Callable[[], SchedulerCore], rng: Random, doubled: float) -> None:
+    """Raise when another core would do otherwise; ``doubled``: share of messages that are heard twice."""
+    told, shifted, stutterer, speaks = make(), make(), make(), True
+    for at_s, event in heard:
+        at_s = math.ceil(at_s * _GRID) / _GRID
+        effects = told.handle(event, at_s)
+        if shifted.handle(event, at_s + ZERO_S) != effects:
+            raise ViolationError("S34", f"another zero of the clock, other effects of {event!r}")
+        if not speaks:
+            continue
+        if stutterer.handle(event, at_s) != effects:
+            raise ViolationError("S26", f"what was heard twice before changes what follows {event!r}")
+        if type(event) is Received and rng.random() < doubled:
+            speaks = _check_second(event, effects, stutterer.handle(event, at_s))
+
+
+def _check_second(event: Received, first: list[Effect], second: list[Effect]) -> bool:
+    """Raise when it gives or orders anything that the first hearing has not; false when it asks something
+    back."""
+    for effect in second:
+        ordered = False
+        if type(effect) is Send and effect in first:
+            continue  # the same word once more
+        if type(effect) is Send and type(effect.message) in _ORDERED:
+            if type(effect.message) is KillTask and effect.message.queued_only:
+                return False
+            ordered = True
+        if ordered or type(effect) in _GIVEN or (type(effect) is Note and effect.kind == "rollback"):
+            raise ViolationError("S26", f"{event!r} heard twice: {effect!r}")
+    return True
