@@ -3,6 +3,8 @@
 spark-23207   an indeterminate repartition above a shuffle; when half of its reducers have delivered, a host
               that holds some of its outputs is lost with its files.  What is rebuilt comes out different,
               and the count must be exactly 1,000,000.  (Spark lost and doubled records without a word.)
+kill-storm    an executor is killed every so often, with what it does, from the first task to the end of the
+              job; some tasks get through between two kills, so the job must end, and well (L6, EX-5)
 """
 
 from __future__ import annotations
@@ -110,6 +112,47 @@ def _prepare(world: World, rng: Random, lost: list[HostId]) -> None:
     world.clock.at(0.5, lambda _: world.driver.submit(target, tuple(range(reducers)), 0))
 
 
+def kill_storm(
+    seed: int, *, keep: Collection[int] | None = None, log: bool = False, steps_max: int = STEPS_MAX
+) -> Outcome:
+    """See the module.  A violation unless the job ends well while the kills go on."""
+    rng = Random(f"{seed}/kill-storm")
+    options = draw(rng)
+    settings = replace(options.settings, max_failures=4, no_resources_timeout_s=60.0, executor_restart_s=0.1)
+    options = replace(
+        options, settings=settings, managed=True, hosts=rng.choice([2, 3]), executors=2, slots=1, programs=0,
+        task_s=rng.choice([0.2, 0.5]), jobs=0, latency_s=0.001, horizon_s=90.0, weights={}, fickle=0.0,
+    )  # fmt: skip
+    kills: list[float] = []
+
+    def prepare(world: World) -> None:
+        lineage = world.lineage
+        node = lineage.add(rng.choice([8, 16]))
+        for width in rng.choice([(12,), (12, 6), (8, 12, 8)]):
+            node = lineage.add(width, shuffles=(lineage.shuffle(node, width),))
+        world.programs.append(range(len(lineage.nodes)))
+        world.clock.at(0.5, lambda _: world.driver.submit(node, tuple(range(width)), 0) and None)
+        world.clock.at(0.6, strike, world)
+
+    def strike(world: World) -> None:
+        if world.driver.handles[JobId(0)].closed:
+            return
+        executors = world.alive(Executor)
+        if executors:
+            rng.choice([e for e in executors if e.running] or executors).end(0, 9)
+            kills.append(world.clock.now_s)
+        world.clock.after(rng.uniform(0.4, 1.2), strike, world)
+
+    outcome = simulate(
+        seed, keep=keep, options=options, decisions=[], steps_max=steps_max, log=log, prepare=prepare
+    )
+    outcome.faults["kill_executor"] += len(kills)
+    if not outcome.violations and (outcome.jobs != {"ok": 1} or outcome.healing_s):
+        text = f"{len(kills)} kills in {outcome.virtual_s:.0f} s, and the job ended with {dict(outcome.jobs)}"
+        outcome.violations.append(Violation("L6", text, outcome.steps, outcome.virtual_s))
+    return outcome
+
+
 def _holder(world: World, shuffle: ShuffleId, rng: Random) -> HostId | None:
     """A live host that holds outputs of the shuffle."""
     statuses = world.driver.scheduler.outputs[shuffle].statuses
@@ -118,4 +161,8 @@ def _holder(world: World, shuffle: ShuffleId, rng: Random) -> HostId | None:
     return rng.choice(alive) if alive else None
 
 
-SCENARIOS: dict[str, Callable[..., Outcome]] = {"": simulate, "spark-23207": spark_23207}
+SCENARIOS: dict[str, Callable[..., Outcome]] = {
+    "": simulate,
+    "spark-23207": spark_23207,
+    "kill-storm": kill_storm,
+}

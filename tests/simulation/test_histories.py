@@ -17,7 +17,7 @@ from chaos.sim.cli import Sums, explain, play_all
 from chaos.sim.faults import Decision
 from chaos.sim.options import FAULTS, Options
 from chaos.sim.run import simulate
-from chaos.sim.scenarios import spark_23207
+from chaos.sim.scenarios import kill_storm, spark_23207
 from chaos.sim.shrink import shrink
 from spark_ft.scheduler.executors import Executors
 from spark_ft.scheduler.map_outputs import ShuffleOutputs
@@ -107,6 +107,15 @@ def test_BL_5_generations_that_meet_are_a_wrong_count(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ShuffleOutputs, "differs", lambda self, status: False)
     found = [violation.id for seed in range(40) for violation in spark_23207(seed).violations]
     assert len([id for id in found if id in ("S6", "answer")]) >= 20
+
+
+def test_L_6_a_job_ends_well_although_executors_are_killed_until_it_does():
+    killed = 0
+    for seed in range(60):
+        outcome = kill_storm(seed)
+        assert outcome.violations == [], f"python -m chaos sim --scenario kill-storm --seed {seed}"
+        killed += outcome.faults["kill_executor"]
+    assert killed >= 200, "the storm was a breeze"
 
 
 def find(seeds: range) -> tuple[int, str]:

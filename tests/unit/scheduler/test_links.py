@@ -1,6 +1,6 @@
 """A link is cut between two hosts that both live: blame it, and neither of them (row NET-8)."""
 
-from spark_ft.ids import DRIVER_HOST, Generation, HostId, ShuffleId
+from spark_ft.ids import DRIVER_HOST, Generation, HostId, ShuffleId, StageId
 from spark_ft.protocol.effects import Copy, DropStores, Released
 from spark_ft.protocol.messages import CopyMade, FetchFailed
 from tests.builders import Launched, Lineage, Stand, block, source_of
@@ -179,3 +179,19 @@ def test_NET_8_a_cached_block_that_nobody_can_read_is_computed_again() -> None:
     assert tries == 3
     stand.run(job)
     assert stand.finished[job] is None
+
+
+def test_S29_answers_about_links_do_not_outlive_the_second_that_they_hold_for() -> None:
+    """A link that stays cut for as long as jobs come and go keeps none of them in mind."""
+    stand = Stand(executors=2)
+    at_the_readers(stand)
+    links = stand.core.links
+    for second in range(20):
+        now_s = 1000.0 + second
+        links.failed(HostId("h0"), HostId("h1"), now_s)
+        for stage in stand.core.dag.active.values():
+            over = StageId(100 + second), HostId("h1")
+            links._known[over] = ((), (), int(now_s)), True
+            links.can_read(stage, HostId("h0"), now_s)
+        links.sweep(now_s)
+        assert links and len(links._known) <= 2 * len(stand.core.dag.active)
