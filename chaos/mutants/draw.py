@@ -14,9 +14,12 @@ from random import Random
 from chaos.mutants.mutant import Mutant, module_path
 
 MODULES = (
-    "spark_ft.scheduler.attempts", "spark_ft.scheduler.cached", "spark_ft.scheduler.core",
-    "spark_ft.scheduler.dag", "spark_ft.scheduler.ends", "spark_ft.scheduler.executors",
-    "spark_ft.scheduler.liveness", "spark_ft.scheduler.map_outputs", "spark_ft.scheduler.recovery",
+    "spark_ft.scheduler.attempts", "spark_ft.scheduler.barrier", "spark_ft.scheduler.cached",
+    "spark_ft.scheduler.copies", "spark_ft.scheduler.core", "spark_ft.scheduler.dag",
+    "spark_ft.scheduler.departures", "spark_ft.scheduler.detours", "spark_ft.scheduler.editions",
+    "spark_ft.scheduler.ends", "spark_ft.scheduler.exclusion", "spark_ft.scheduler.executors",
+    "spark_ft.scheduler.liveness", "spark_ft.scheduler.map_outputs", "spark_ft.scheduler.quarantine",
+    "spark_ft.scheduler.recovery", "spark_ft.scheduler.scopes", "spark_ft.scheduler.succession",
     "spark_ft.scheduler.taskset", "spark_ft.executor.core", "spark_ft.cluster.worker",
     "spark_ft.cluster.manager", "spark_ft.transport.link",
 )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from chaos.sim.network import ALIVE
 from chaos.sim.violation import ViolationError
-from spark_ft.ids import Incarnation, TaskId
+from spark_ft.ids import HostId, Incarnation, TaskId
 from spark_ft.protocol.effects import Effect, Note
 from spark_ft.protocol.messages import Message, WorkerBeat
 
@@ -37,6 +37,7 @@ class Bounds:
         self._killed: dict[TaskId, tuple[Tried, float]] = {}
         self._stopped: set[Incarnation] = set()  # executors that are known to do nothing they are told
         self._cut: set[Incarnation] = set()  # … to hear nothing
+        self._heirless: dict[HostId, float] = {}  # since when hosts wait for a worker's heir
         self._heeds_since: dict[Incarnation, float] = {}
 
     # --- What the driver hears and says ---
@@ -79,12 +80,27 @@ class Bounds:
     def executor_given_up(self, executor: Incarnation, why: str) -> None:
         if "was silent" in why or "told of no exit" in why:
             self._check_silent(executor)
+        if "nobody has taken its place" in why:
+            self._check_heir(executor)
         if "was silent and not busy" not in why or executor not in self._computed:
             return
         if self.awake_s(self._computed[executor][1]) < self._world.options.settings.silence_s:
             raise ViolationError("EX-9", f"{executor} is given up although its worker saw it compute")
 
+    def heir_served(self, host: HostId) -> None:
+        self._heirless.pop(host, None)
+
+    def _check_heir(self, executor: Incarnation) -> None:
+        """Whoever may still find an heir to its worker is not given up for want of one (WK-1)."""
+        since_s = self._heirless.get(self._world.executors[executor].host)
+        if since_s is not None and self.awake_s(since_s) < self._world.options.settings.worker_grace_s - 0.1:
+            raise ViolationError("WK-1", f"{executor} is given up, and an heir of its worker may still come")
+
     def worker_given_up(self, worker: Incarnation, why: str) -> None:
+        shadow = self._world.shadow
+        host = shadow.workers.get(worker)
+        if host is not None and worker not in shadow.leaving:
+            self._heirless.setdefault(host, self._world.clock.now_s)
         if why.startswith("nothing was heard"):
             self._check_silent(worker)
 

@@ -126,7 +126,8 @@ class Lively:
             for executor in core.executors.live.values()
         )
         now_s = self._world.clock.now_s
-        if not (ready and idle) or core.links or self._launched != self._seen_launched:
+        waits = core.links or core.dag.suspects  # for a link, or for room: what is idle may not suit
+        if not (ready and idle) or waits or self._launched != self._seen_launched:
             self._idle_since_s = None
         elif self._idle_since_s is None:
             self._idle_since_s = now_s

@@ -165,6 +165,7 @@ class Shadow:
 
     def _served(self, host: HostId, served: StoresServed) -> None:
         self.awaited.discard(host)
+        self._world.bounds.heir_served(host)
         for output in served.outputs:
             if output.store not in served.executors:  # a store bears the name of its writer, which is dead
                 self._world.excluded.adopted(Incarnation(output.store), output.attempt)

@@ -89,9 +89,9 @@ class Quarantine:
 
     def allows(self, executor: ExecutorState) -> bool:
         """Whether another attempt may start there, as far as those are concerned that want room."""
-        if executor.running:
-            return True  # it is busy already: a queue behind it takes no more memory
         host = executor.host
+        if executor.running:  # it is busy already: a queue behind it takes no more memory, but time
+            return host != self._cleared or self._busy(host) < self._most(host, self._cleared_for)
         if host == self._cleared and self._busy(host) >= self._most(host, self._cleared_for) - 1:
             return False
         return all(

@@ -198,3 +198,16 @@ def test_MEM_1_EX_13_a_task_with_room_around_it_gets_no_twin_when_its_executor_i
     stand.tell(again.executor, Leaving(4.0))
     stand.pass_time(3.0)
     assert stand.running() == [again] and [n["room"] for n in stand.noted("quarantine")] == ["ROOMY"]
+
+
+def test_MEM_1_a_task_that_waits_for_room_is_not_passed_by_for_as_long_as_there_is_work() -> None:
+    """Its host is cleared for it: what is busy there is given nothing more (L9)."""
+    lineage, stand = Lineage(), Stand(executors=1, slots=2)
+    stand.submit(lineage, lineage.source(1))
+    younger = stand.submit(lineage, lineage.source(100))
+    stand.end(stand.running()[0], UserError("MemoryError", "", "", "TASK_OUT_OF_MEMORY"))
+    passed_by = 0
+    while passed_by < 100 and not stand.noted("quarantine"):
+        stand.succeed(stand.running(younger)[0])
+        passed_by += 1
+    assert passed_by < 10
