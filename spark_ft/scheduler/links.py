@@ -16,7 +16,7 @@ from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.stage import Stage
 
 _CUT_S = 20.0  # until a link that failed is tried again
-Stamp = tuple[object, ...]
+Stamp = tuple[tuple[int, ...], tuple[float, ...], int]  # versions, ends of cuts, second
 
 
 class Links:
