@@ -12,7 +12,7 @@ import click
 
 import spark_ft
 from spark_ft.applications import apps, forget_command
-from spark_ft.daemons import manager, pair, worker
+from spark_ft.daemons import keys, manager, pair, worker
 from spark_ft.observe import explain, status
 
 _BANNER = """\
@@ -31,6 +31,7 @@ def main() -> None:
 
 main.add_command(status)
 main.add_command(explain)
+main.add_command(keys)
 main.add_command(manager)
 main.add_command(worker)
 main.add_command(apps)

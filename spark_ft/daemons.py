@@ -22,9 +22,11 @@ from spark_ft.cluster.configuration import ManagerConfig, WorkerConfig
 from spark_ft.cluster.finder import cluster_token, parse_masters
 from spark_ft.cluster.local import allocator
 from spark_ft.conf import SparkConf, read_properties
-from spark_ft.errors import SettingsError
+from spark_ft.errors import ClusterError, SettingsError
 from spark_ft.ids import new_incarnation
 from spark_ft.settings import Settings, environment, size_bytes
+from spark_ft.transport.addresses import address_of
+from spark_ft.transport.keys import Keys
 
 DEFAULT_PORT = 7077
 _LEFT_TO_OTHERS_BYTES = 1 << 30  # of a machine's memory, when nobody says how much a worker may give away
@@ -41,7 +43,10 @@ def _common(command: F) -> F:
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             help="A file of settings, as spark-defaults.conf; --conf goes before it.",
         ),
-        click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at."),
+        click.option("--bind", default=None, help="The address to listen at, if another."),
+        click.option(
+            "--host", default="127.0.0.1", show_default=True, help="Name or address by which others find it."
+        ),
     ):
         command = option(command)
     return command
@@ -58,17 +63,23 @@ def _common(command: F) -> F:
     help="Where it keeps what has to outlive it; one manager each.",
 )
 def manager(
-    host: str, port: int, work_dir: Path, properties_file: Path | None, pairs: tuple[str, ...]
+    host: str,
+    bind: str | None,
+    port: int,
+    work_dir: Path,
+    properties_file: Path | None,
+    pairs: tuple[str, ...],
 ) -> None:
     """Manage a cluster: share the cores and the memory of its workers out to applications."""
     settings = _settings(properties_file, pairs)
     config = ManagerConfig(
         me=new_incarnation("manager"),
-        endpoint=f"tcp://{host}:{port or '*'}",
+        endpoint=f"tcp://{_address('--bind' if bind else '--host', bind or host)}:{port or '*'}",
         scratch="",
         token=cluster_token(settings).hex(),
         parent_pid=0,
         settings={key: str(value) for key, value in settings.extra.items()},
+        keys=_keys(settings),
         work_dir=str(work_dir.absolute()),
     )
     processes.become("manager", asdict(config), {})
@@ -90,6 +101,7 @@ def manager(
 def worker(
     master: str,
     host: str,
+    bind: str | None,
     port: int,
     cores: int | None,
     memory: str | None,
@@ -107,7 +119,7 @@ def worker(
         memory_bytes = size_bytes(memory, "m") if memory else _spare_memory_bytes()
     except (SettingsError, ValueError) as error:
         raise click.ClickException(str(error)) from None
-    root = work_dir.absolute()
+    root, address = work_dir.absolute(), _address("--host", host)
     config = WorkerConfig(
         me=new_incarnation("worker"),
         host=_host_id(root, host),
@@ -118,11 +130,13 @@ def worker(
         granter="manager-unknown",
         granter_endpoint="",
         has_manager=True,
-        data_endpoint=f"tcp://{host}:{port or '*'}",
+        data_endpoint=f"tcp://{_address('--bind', bind) if bind else address}:{port or '*'}",
+        data_address=address,
         cores=cores or len(os.sched_getaffinity(0)),
         memory_bytes=memory_bytes,
         parent_pid=0,
         settings={key: str(value) for key, value in settings.extra.items()},
+        keys=_keys(settings),
         masters=masters,
     )
     processes.become(
@@ -134,6 +148,39 @@ def worker(
             "PYTHONHASHSEED": str(settings.hash_seed),  # of every executor, and fixed when they are forked
         },
     )
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def keys(directory: Path) -> None:
+    """Make the key pair of a cluster in DIRECTORY.
+
+    Every machine of the cluster, and whoever runs programs on it, needs a copy that nobody else can read;
+    spark.ft.keys says where it is.
+    """
+    try:
+        pair = Keys.draw()
+        pair.write(directory)
+    except ClusterError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"The keys of a cluster are in {directory}; its public key is {pair.public}.")
+    click.echo(f"Copy the directory to each machine, and set spark.ft.keys={directory.absolute()} there.")
+
+
+def _keys(settings: Settings) -> tuple[str, str] | None:
+    try:
+        pair = Keys.load(settings.keys)
+    except ClusterError as error:
+        raise click.ClickException(str(error)) from None
+    return (pair.public, pair.secret) if pair is not None else None
+
+
+def _address(option: str, name: str) -> str:
+    """Asked for once: no name is looked up by anybody afterwards."""
+    try:
+        return address_of(option, name)
+    except ClusterError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _settings(properties_file: Path | None, pairs: tuple[str, ...]) -> Settings:

@@ -122,6 +122,7 @@ class Settings:
     local_dir: str = _key("spark.local.dir", "", _paths, "scratch: the first of these that can be used; the system's when empty")
     driver_host: str = _key("spark.driver.host", "", str, "of the driver's sockets, as others find it; the bind address when empty")
     driver_bind: str = _key("spark.driver.bindAddress", "", str, "where they listen; at the driver's host when empty, by ipc when that is, too")
+    keys: str = _key("spark.ft.keys", "", _path, "directory of the cluster's keys; TCP beyond this machine needs them")
     secret: str = _key("spark.authenticate.secret", "", str, "of a spark:// cluster; who has another is no part of it")
     driver_port: int = _key("spark.driver.port", 0, _whole, "of its control socket; 0: any", least=0, most=65535)
     driver_data_port: int = _key("spark.driver.blockManager.port", 0, _whole, "of its block server; 0: any", least=0, most=65535)

@@ -36,6 +36,8 @@ class WorkerConfig:
     parent_pid: int
     settings: dict[str, str] = field(default_factory=dict)
     assignment: dict[str, Any] | None = None
+    keys: tuple[str, str] | None = None  # of the cluster: public, secret
+    data_address: str = ""  # by which others find the block server; that at which it is bound when empty
     masters: tuple[str, ...] = ()
     is_kept: bool = False
 
@@ -50,6 +52,7 @@ class ManagerConfig:
     token: str  # hex
     parent_pid: int
     settings: dict[str, str] = field(default_factory=dict)
+    keys: tuple[str, str] | None = None
     work_dir: str = ""
 
 

@@ -25,6 +25,7 @@ from spark_ft.settings import Settings
 from spark_ft.storage.blocks import OutputKey, StoreWriter, pack_block, pack_output
 from spark_ft.storage.copying import copy_block, copy_output, output_key
 from spark_ft.transport.blocks import BlockClient, RemoteFetch
+from spark_ft.transport.keys import Keys
 
 _WINDOW_BYTES = 8 << 20  # of answers under way: copying is never in a hurry
 
@@ -40,8 +41,9 @@ class Copier:
         token: bytes,
         settings: Settings,
         report: Callable[[CopyEnded], None],
+        keys: Keys | None = None,
     ) -> None:
-        self._me, self._host, self._path, self._settings = me, host, root / "stores" / me, settings
+        self.me, self._host, self._path, self._settings = me, host, root / "stores" / me, settings
         self._report = report
         self._hosts: dict[HostId, str] = {}
         self._client = BlockClient(
@@ -51,6 +53,7 @@ class Copier:
             timeout_s=settings.fetch_timeout_s,
             retries=settings.fetch_retries,
             rng=random.Random(me),
+            keys=keys,
         )
         self._orders: SimpleQueue[tuple[Incarnation, CopyOrder] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None

@@ -20,6 +20,7 @@ from spark_ft.ids import Incarnation
 from spark_ft.log import get_logger
 from spark_ft.settings import Settings
 from spark_ft.transport.greeting import Greeter
+from spark_ft.transport.keys import Keys
 
 ASK_INTERVAL_S = 0.5
 ACTIVE = "active"
@@ -66,13 +67,14 @@ class Finder:
         masters: tuple[str, ...],
         token: bytes,
         role: str,
+        keys: Keys | None,
         on_found: Callable[[Found], None] = lambda found: None,
         on_refused: Callable[[str], None] = lambda why: None,
     ) -> None:
         self.masters = masters
         self.found: Found | None = None
         self.refused = ""
-        self._token, self._role = token, role
+        self._token, self._role, self._keys = token, role, keys
         self.on_found, self.on_refused = on_found, on_refused
         self._stopping = threading.Event()
         self._news = threading.Event()
@@ -97,7 +99,7 @@ class Finder:
         self._stopping.set()
 
     def _run(self) -> None:
-        greeter = Greeter(self.masters, self._token, {"role": self._role, **versions()})
+        greeter = Greeter(self.masters, self._token, {"role": self._role, **versions()}, self._keys)
         clock = BootClock()
         try:
             while not self._stopping.is_set():

@@ -17,11 +17,13 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
 from pathlib import Path
 
 from spark_ft.cluster.copier import Copier
-from spark_ft.ids import AppId, Incarnation
+from spark_ft.errors import BlockMissing
+from spark_ft.ids import AppId, HostId, Incarnation
 
 _DIRECTORIES = ("stores", "tmp", "log", "run")
 
@@ -29,10 +31,10 @@ _DIRECTORIES = ("stores", "tmp", "log", "run")
 class Holding:
     """See the module.  ``copier`` writes into the worker's own store there."""
 
-    def __init__(self, app: AppId, root: Path, copier: Copier, collect_at_s: float) -> None:
+    def __init__(self, app: AppId, root: Path, copier: Copier) -> None:
         self.app, self.root, self.copier = app, root, copier
         self.dropped: set[bytes] = set()  # fingerprints for the next round of garbage collection
-        self.collect_at_s = collect_at_s
+        self.collect_at_s = inf
         self.collecting = False
         for name in _DIRECTORIES:
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -51,6 +53,61 @@ class Holding:
         for name in ("stores", "tmp"):
             shutil.rmtree(self.root / name, ignore_errors=True)
             (self.root / name).mkdir(exist_ok=True)
+
+
+class Holdings:
+    """All of a worker's, by application; one that is not ``shared`` has its own root for whoever it serves.
+
+    ``roots`` is for the reader that serves them: it knows each as a host of its own.
+    """
+
+    def __init__(self, root: Path, shared: bool, make_copier: Callable[[str, Path], Copier]) -> None:
+        self._root, self._shared, self._make_copier = root, shared, make_copier
+        self.of: dict[Incarnation, Holding] = {}  # of live executors, and of drivers
+        self.roots: dict[HostId, Path] = {}
+        self._all: dict[AppId, Holding] = {}
+        self._places: dict[str, HostId] = {}  # of stores, whether they are still there or not
+
+    def __iter__(self) -> Iterator[Holding]:
+        return iter(list(self._all.values()))
+
+    def hold(self, app: AppId) -> Holding:
+        """What this application has here, from now on if not before."""
+        key = app if self._shared else AppId("")
+        holding = self._all.get(key)
+        if holding is None:
+            root = directory_of(self._root, app) if self._shared else self._root
+            # The copies that we make lie in a store of ours, and of the application where there are several.
+            copier = self._make_copier(f"-{root.name[-8:]}" if self._shared else "", root)
+            holding = self._all[key] = Holding(key, root, copier)
+            self.roots[HostId(key)] = root
+            self._places.update((name, HostId(key)) for name in [copier.me, *holding.stores()])
+        return holding
+
+    def assign(self, holding: Holding, executor: Incarnation, driver: Incarnation) -> None:
+        """This executor, and the store that it may come to have, are that application's."""
+        self.of[executor] = self.of[driver] = holding
+        self._places[executor] = HostId(holding.app)
+
+    def place(self, store: str) -> HostId:
+        """Under which of the reader's hosts a store lies, or lay: one that is gone lacks all its outputs, and
+        is not one of which nobody has heard.  Raises BlockMissing.  From any thread."""
+        try:
+            return self._places[store]
+        except KeyError:
+            raise BlockMissing(f"there is no store {store!r} here") from None
+
+    def drop(self, app: AppId) -> None:
+        """The data of an application that has ended."""
+        holding = self._all.get(app if self._shared else AppId(""))
+        if holding is None:
+            return
+        if self._shared:
+            del self._all[app], self.roots[HostId(app)]
+            self.of = {name: held for name, held in self.of.items() if held is not holding}
+            self._places = {name: place for name, place in self._places.items() if place != HostId(app)}
+            holding.copier.close()
+        holding.clear()
 
 
 def directory_of(root: Path, app: AppId) -> Path:

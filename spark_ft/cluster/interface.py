@@ -17,6 +17,7 @@ from spark_ft.errors import SettingsError
 from spark_ft.ids import AppId, Incarnation
 from spark_ft.settings import Settings
 from spark_ft.transport.host import Host
+from spark_ft.transport.keys import Keys
 
 
 class ClusterManager(Protocol):
@@ -24,13 +25,14 @@ class ClusterManager(Protocol):
 
     ``parallelism``: tasks that can run at a time, as far as is known.  ``max_failures``: of one task.
     ``executor_memory_bytes``: what each executor has.  ``token``: 16 bytes that every frame carries; None:
-    the driver draws some.
+    the driver draws some.  ``keys``: of every socket.
     """
 
     parallelism: int
     max_failures: int
     executor_memory_bytes: int
     token: bytes | None
+    keys: Keys | None
 
     def new_app_id(self, start_ms: int) -> str:
         """A name for an application that has none."""

@@ -35,6 +35,7 @@ from spark_ft.protocol.messages import AssignExecutors, ExecutorsUnavailable, Re
 from spark_ft.settings import Settings, environment
 from spark_ft.transport.addresses import Addresses
 from spark_ft.transport.host import Host
+from spark_ft.transport.keys import Keys
 from spark_ft.transport.sockets import advertised
 
 MEMORY_MIN_BYTES = 64 << 20  # of an executor that shares what the driver was given
@@ -120,10 +121,12 @@ class LocalCluster:
         self.max_failures = self.layout.max_failures
         self.executor_memory_bytes = self.layout.memory_bytes
         self.token: bytes | None = None
+        self.keys = Keys.load(settings.keys)
         wanted = settings.executor_instances if self.layout.managed else 0
         total = self.layout.workers * self.layout.executors
         self.expected_executors = min(wanted or total, total)
         self._settings = settings
+        self._key_pair = (self.keys.public, self.keys.secret) if self.keys else None
         self._environments = {
             "manager": {},  # it starts no executor: what the program says of their environment is not for it
             "worker": {
@@ -209,8 +212,9 @@ class LocalCluster:
         bound = _fixed(self.endpoint("manager"))
         endpoint = self.advertised(bound)
         config = ManagerConfig(
-            manager.me, bound, str(self._scratch.path), self._token.hex(), os.getpid(), self._pairs
-        )
+            manager.me, bound, str(self._scratch.path), self._token.hex(), os.getpid(), self._pairs,
+            self._key_pair,
+        )  # fmt: skip
         manager.interpreter.configure(asdict(config))
         self._host.connect(manager.me, endpoint)
         self._host.send(manager.me, self._wish)
@@ -240,6 +244,7 @@ class LocalCluster:
             parent_pid=os.getpid(),
             settings=self._pairs,
             assignment=asdict(self._assignment) if managed is None else None,
+            keys=self._key_pair,
         )
         worker.interpreter.configure(asdict(config))
 

@@ -26,6 +26,7 @@ from spark_ft.protocol.effects import Effect, Note, PeerGone, WatchProcess
 from spark_ft.settings import Settings
 from spark_ft.transport.greeting import Words
 from spark_ft.transport.host import Host
+from spark_ft.transport.keys import Keys
 
 EXIT_CANNOT_START = 78
 
@@ -69,6 +70,7 @@ class _Manager:
             bind=config.endpoint,
             max_message_bytes=settings.max_message_bytes,
             greet=self._greet,
+            keys=Keys(*config.keys) if config.keys else None,
         )
 
     def serve(self) -> NoReturn:

@@ -28,12 +28,13 @@ from spark_ft.protocol.messages import Goodbye, RegisterApp, UnregisterApp
 from spark_ft.settings import Settings
 from spark_ft.transport.addresses import HOST, Addresses, refusal
 from spark_ft.transport.host import Host
+from spark_ft.transport.keys import Keys
 from spark_ft.transport.sockets import is_private
 
 STOP_S = 1.0  # for manager and workers to hear that it is over
 POLL_S = 0.01
 
-_PRIVATE = ("spark.authenticate.secret",)  # not for executors
+_PRIVATE = ("spark.authenticate.secret", "spark.ft.keys")  # not for executors
 
 
 class StandaloneCluster:
@@ -49,6 +50,7 @@ class StandaloneCluster:
                 "raise it, or lower spark.executor.cores"
             )
         self.token: bytes | None = cluster_token(settings)
+        self.keys = Keys.load(settings.keys)
         self.max_failures = settings.max_failures
         self.executor_memory_bytes = settings.executor_memory_bytes
         self._host: Host | None = None
@@ -57,10 +59,11 @@ class StandaloneCluster:
         self._stopped = False
         self._pid = os.getpid()
         self._clock = BootClock()
-        self._finder = Finder(parse_masters(settings.master), cluster_token(settings), "driver")
+        self._finder = Finder(parse_masters(settings.master), cluster_token(settings), "driver", self.keys)
         try:
             self._found = self._finder.first(settings.submit_timeout_s)
-            self._addresses = Addresses.of_driver(settings, _address_towards(self._found.endpoint))
+            towards = _address_towards(self._found.endpoint)
+            self._addresses = Addresses.of_driver(settings, towards, has_keys=self.keys is not None)
         except ClusterError:
             self._finder.stop()
             raise

@@ -5,6 +5,9 @@
 What touches another process's store, which its death may have damaged, or what only cleans up, runs in
 disposable children of the warm process (disposable.py).  A crash there means "no outputs", "damaged", or
 "later", never the end of the worker.
+
+As a child of a driver it serves one application; as a daemon (``spark-ft worker``) it offers its host to
+whoever manages the cluster, for all applications there.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
@@ -28,7 +32,7 @@ from spark_ft.cluster.configuration import WorkerConfig, read_config
 from spark_ft.cluster.copier import Copier
 from spark_ft.cluster.disposable import Examiner, collect, examine, probe, survey
 from spark_ft.cluster.finder import Finder
-from spark_ft.cluster.holding import Holding, applications_in, directory_of
+from spark_ft.cluster.holding import Holding, Holdings, applications_in
 from spark_ft.cluster.oom import OomCounters
 from spark_ft.cluster.processes import STATUS_UNKNOWN, Children, Spec
 from spark_ft.cluster.procfs import Pulse, record_self, recorded
@@ -77,6 +81,7 @@ from spark_ft.storage import touched
 from spark_ft.storage.blocks import StoreReader, serve
 from spark_ft.transport.blocks import BlockServer
 from spark_ft.transport.host import Host
+from spark_ft.transport.keys import Keys
 from spark_ft.transport.sockets import advertised
 
 EXIT_CANNOT_START = 78
@@ -158,13 +163,10 @@ class _Worker:
         me, granter = Incarnation(config.me), Incarnation(config.granter)
         host = self._host_id = HostId(config.host)
         self._token = token = bytes.fromhex(config.token)
-        # By application; a worker that serves one alone holds its own root for it.  The reader knows each as
-        # a host of its own, and finds a store by its name, which is an incarnation's.
-        self._holdings: dict[AppId, Holding] = {}
-        self._holding_of: dict[Incarnation, Holding] = {}  # of live executors, and of their drivers
-        self._roots: dict[HostId, Path] = {}
-        self._reader = StoreReader(self._roots)
-        self._server = BlockServer(config.data_endpoint, token, serve(self._reader))
+        self._keys = keys = Keys(*config.keys) if config.keys else None
+        self._holdings = holdings = Holdings(self._root, self._is_daemon, self._make_copier)
+        self._reader = StoreReader(holdings.roots)
+        self._server = BlockServer(config.data_endpoint, token, serve(self._reader, holdings.place), keys)
         self._server.start()
         core = WorkerCore(
             me,
@@ -175,7 +177,7 @@ class _Worker:
             granter,
             settings,
             has_manager=config.has_manager,
-            data_endpoint=advertised(self._server.endpoint, settings.advertise_directory),
+            data_endpoint=self._advertised(),
             root=config.root,
             rng=Random(me),
         )
@@ -187,11 +189,13 @@ class _Worker:
             perform=self._perform,
             max_message_bytes=settings.max_message_bytes,
             peer_silence_s=settings.silence_s,
+            keys=keys,
+            peer_gone_s=settings.driver_grace_s if self._is_daemon else inf,
         )
         log_path = str(self._root / "service.stderr")
         self._examine = Examiner(children, self._host_of_root, self._probes, log_path)
         if not self._is_daemon:
-            self._hold(AppId(""))
+            self._holdings.hold(AppId(""))
             self._host.connect(granter, config.granter_endpoint)
         self._actions: dict[type, Callable[[Any], None]] = {
             SpawnExecutor: self._spawn,
@@ -206,6 +210,13 @@ class _Worker:
             Note: lambda note: log.info("%s %s", note.kind, dict(note.fields)),
             Exit: lambda effect: self._end(effect.status, effect.why),
         }
+
+    def _advertised(self) -> str:
+        """Where others find our block server."""
+        endpoint, address = self._server.endpoint, self._config.data_address
+        if address:
+            return f"tcp://{address}:{endpoint.rpartition(':')[2]}"
+        return advertised(endpoint, self._settings.advertise_directory)
 
     def serve(self) -> NoReturn:
         host = self._host
@@ -236,7 +247,7 @@ class _Worker:
         host, config = self._host, self._config
         log.info(
             "worker %s (%s): %d cores, %d MiB; stores below %s, served at %s", config.me, config.host,
-            config.cores, config.memory_bytes >> 20, config.root, self._server.endpoint,
+            config.cores, config.memory_bytes >> 20, config.root, self._advertised(),
         )  # fmt: skip
 
         def refused(why: str) -> None:
@@ -246,6 +257,7 @@ class _Worker:
             tuple(config.masters),
             self._token,
             "worker",
+            self._keys,
             lambda found: host.post(GranterMoved(found.manager, found.endpoint)),
             refused,
         )
@@ -282,8 +294,8 @@ class _Worker:
 
     def _spawn(self, effect: SpawnExecutor) -> None:
         executor, wanted = effect.executor, effect.assignment
-        holding = self._hold(wanted.app)
-        self._holding_of[executor] = self._holding_of[wanted.driver] = holding
+        holding = self._holdings.hold(wanted.app)
+        self._holdings.assign(holding, executor, wanted.driver)
         roots = self._config.roots
         if self._is_daemon:  # other applications' stores are nothing to it
             roots = {self._config.host: str(holding.root)}
@@ -300,6 +312,7 @@ class _Worker:
             "root": str(holding.root),
             "roots": roots,
             "token": self._config.token,
+            "keys": self._config.keys,
             "ready": str(holding.ready_path(executor)),
         }
         self._children.spawn(
@@ -312,22 +325,13 @@ class _Worker:
             on_stopped=partial(self._was_stopped, executor),
         )
 
-    def _hold(self, app: AppId) -> Holding:
-        """What this application has here, from now on if not before."""
-        key = app if self._is_daemon else AppId("")
-        holding = self._holdings.get(key)
-        if holding is None:
-            root = directory_of(self._root, app) if self._is_daemon else self._root
-            me, settings = Incarnation(self._config.me), self._settings
-            copier = Copier(me, self._host_id, root, self._token, settings, self._host.post)
-            holding = Holding(key, root, copier, self._clock.now_s() + settings.gc_interval_s)
-            self._holdings[key] = holding
-            self._roots[HostId(key)] = root
-        return holding
+    def _make_copier(self, mark: str, root: Path) -> Copier:
+        settings, post, writer = self._settings, self._host.post, Incarnation(f"{self._config.me}{mark}")
+        return Copier(writer, self._host_id, root, self._token, settings, post, self._keys)
 
     def _host_of_root(self, root: Path) -> HostId | None:
         """Whose directory it is: ours, or that of the driver beside us."""
-        if root in self._roots.values():
+        if root in self._holdings.roots.values():
             return self._host_id
         return next((HostId(h) for h, path in self._config.roots.items() if Path(path) == root), None)
 
@@ -344,7 +348,7 @@ class _Worker:
         self._pids.pop(executor, None)
         self._pulses.pop(executor, None)
         self._stopped.discard(executor)
-        holding = self._holding_of.pop(executor)
+        holding = self._holdings.of.pop(executor)
         ready = holding.ready_path(executor)
         (holding.root / "run" / executor).unlink(missing_ok=True)
         registered = ready.exists()
@@ -371,7 +375,7 @@ class _Worker:
         def answer(text: str) -> None:
             self._host.post(StacksDumped(effect.executor, text))
 
-        holding = self._holding_of.get(effect.executor)
+        holding = self._holdings.of.get(effect.executor)
         if holding is None:
             answer("")  # it has ended
             return
@@ -384,12 +388,12 @@ class _Worker:
         """Adopt the executors that outlived the worker before us, have what it died in examined, and every
         store that has lost its writer surveyed; only then anybody hears of us (WK-1, WK-3)."""
         for app in applications_in(self._root) if self._is_daemon else ():
-            self._hold(app)
-        heirlooms = [pair for holding in self._holdings.values() for pair in self._adopt(holding)]
+            self._holdings.hold(app)
+        heirlooms = [pair for holding in self._holdings for pair in self._adopt(holding)]
         outputs: list[MapStatus] = []
         whole: list[str] = []
         left: list[tuple[Holding, str]] = []
-        for holding in self._holdings.values():
+        for holding in self._holdings:
             for name in holding.stores():
                 if name in self._pids:
                     whole.append(name)
@@ -407,7 +411,7 @@ class _Worker:
                 done()
 
         def done() -> None:
-            folders = [self._root / "serving", *(holding.root / "run" for holding in self._holdings.values())]
+            folders = [self._root / "serving", *(holding.root / "run" for holding in self._holdings)]
             for path in (path for folder in folders for path in folder.iterdir()):
                 if path.name.partition(".")[0] not in (*self._pids, self._config.me):
                     path.unlink(missing_ok=True)  # of those that have not lived to see us
@@ -430,7 +434,7 @@ class _Worker:
     def _left_in(self) -> list[Path]:
         """What the worker before us, and executors that have not lived to see us, were in the middle of."""
         found = list(self._died_in)
-        for holding in self._holdings.values():
+        for holding in self._holdings:
             for path in (holding.root / "run").glob("*.touched"):
                 found += touched.read(path) if path.stem not in self._pids else []
         return found
@@ -445,7 +449,7 @@ class _Worker:
             ):
                 self._pids[executor] = process.pid
                 self._pulses[executor] = Pulse(process.pid, self._clock.now_s())
-                self._holding_of[executor] = self._holding_of[driver] = holding
+                self._holdings.assign(holding, executor, driver)
                 heirlooms.append((executor, driver))
         return heirlooms
 
@@ -501,46 +505,36 @@ class _Worker:
     def _measure(self, effect: Measure) -> None:
         now_s = self._clock.now_s()
         rows = tuple((e, pulse.busy_s(now_s), e in self._stopped) for e, pulse in self._pulses.items())
-        said = tuple((e, read_beat(marks_path(self._holding_of[e].ready_path(e)))) for e in self._pulses)
+        said = tuple((e, read_beat(marks_path(self._holdings.of[e].ready_path(e)))) for e in self._pulses)
         self._host.post(ChildrenSeen(rows, shutil.disk_usage(self._root).free, said))
         self._children.check_warm()
         self._children.check_adopted()
         for pid, hangs_at_s in list(self._probes.items()):
             if now_s >= hangs_at_s:
                 self._children.signal(pid, SIGKILL)
-        for holding in self._holdings.values():
+        for holding in self._holdings:
+            holding.collect_at_s = min(holding.collect_at_s, now_s + self._settings.gc_interval_s)
             if now_s >= holding.collect_at_s:
                 self._collect(holding, now_s)
 
     def _copy(self, effect: Copy) -> None:
-        holding = self._holding_of.get(effect.owner)
+        holding = self._holdings.of.get(effect.owner)
         if holding is not None:
             holding.copier.copy(effect)
 
     def _forget(self, effect: Forget) -> None:
-        for holding in self._holdings.values():
+        for holding in self._holdings:
             holding.copier.forget(effect.nodes, effect.copies)
 
     def _drop(self, effect: DropStores) -> None:
         if effect.app is not None:  # its executors are reaped: nobody writes there any more
-            self._drop_all(effect.app)
+            self._holdings.drop(effect.app)
             return
         soon_s = self._clock.now_s() + 1.0  # several come together
-        for holding in self._holdings.values():
+        for holding in self._holdings:
             holding.copier.drop(Fingerprint(item) for item in effect.fingerprints)
             holding.dropped.update(effect.fingerprints)
             holding.collect_at_s = min(holding.collect_at_s, soon_s)
-
-    def _drop_all(self, app: AppId) -> None:
-        holding = self._holdings.get(app if self._is_daemon else AppId(""))
-        if holding is None:
-            return
-        if self._is_daemon:
-            del self._holdings[app], self._roots[HostId(app)]
-            for driver in [name for name, of in self._holding_of.items() if of is holding]:
-                del self._holding_of[driver]
-            holding.copier.close()
-        holding.clear()
 
     def _collect(self, holding: Holding, now_s: float) -> None:
         holding.collect_at_s = now_s + self._settings.gc_interval_s
@@ -557,7 +551,7 @@ class _Worker:
 
         spec = {
             "root": str(holding.root),
-            "live": [*self._pids, *([self._config.me] if holding.copier.is_writing else [])],
+            "live": [*self._pids, *([holding.copier.me] if holding.copier.is_writing else [])],
             "dropped": [item.hex() for item in dropped],
         }
         self._children.spawn("collect", spec, stderr=_service_log(holding), on_end=ended)

@@ -150,8 +150,8 @@ class Driver:
                 self._observers = (self._events.write, *observers)
             self._roots: dict[HostId, Path] = {DRIVER_HOST: (data or self.scratch) / "driver"}
             self._reader = StoreReader(self._roots)
-            data_endpoint = self.cluster.endpoint("driver-data")
-            self._server = BlockServer(data_endpoint, self._token, serve(self._reader, DRIVER_HOST))
+            data_endpoint, keys = self.cluster.endpoint("driver-data"), self.cluster.keys
+            self._server = BlockServer(data_endpoint, self._token, serve(self._reader, DRIVER_HOST), keys)
             said = self.cluster  # the master may say more than the settings do
             own = replace(
                 settings,
@@ -169,10 +169,11 @@ class Driver:
                 max_message_bytes=settings.max_message_bytes,
                 peer_silence_s=settings.silence_s,
                 on_error=self._core_failed,
+                keys=keys,
             )
             relays = Incarnation(f"{self.me}-relays")  # a store has one writer, and ours is self.me's
             root = self._roots[DRIVER_HOST]
-            self._copier = Copier(relays, DRIVER_HOST, root, self._token, settings, self._copied)
+            self._copier = Copier(relays, DRIVER_HOST, root, self._token, settings, self._copied, keys)
             failed.pop_all()
         try:
             self._server.start()
@@ -359,6 +360,7 @@ class Driver:
                     timeout_s=self.settings.fetch_timeout_s,
                     retries=self.settings.fetch_retries,
                     rng=random.Random(self.me),
+                    keys=self.cluster.keys,
                 )
             try:
                 return b"".join(piece for _, piece in self._client.fetch([(ref.host, pack_block(ref))]))

@@ -29,6 +29,7 @@ from spark_ft.shuffle.spill import in_batches
 from spark_ft.storage.blocks import StoreReader, StoreWriter, pack_block
 from spark_ft.storage.memory import MemoryStore
 from spark_ft.transport.blocks import BlockClient, RemoteFetch
+from spark_ft.transport.keys import Keys
 
 _BUDGET_MIN_BYTES = 1 << 20
 
@@ -44,9 +45,10 @@ class ProcessEnv:
         root: Path,
         roots: Mapping[HostId, Path],
         token: bytes,
+        keys: Keys | None = None,
     ) -> None:
         self.settings, self.me, self.host, self.root = settings, me, host, root
-        self._token = token
+        self._token, self._keys = token, keys
         self.hosts: dict[HostId, str] = {}
         self.unreachable: dict[HostId, float] = {}  # see ShuffleReader
         share = int(settings.executor_memory_bytes * settings.memory_fraction)
@@ -99,6 +101,7 @@ class ProcessEnv:
                     timeout_s=self.settings.fetch_timeout_s,
                     retries=self.settings.fetch_retries,
                     rng=random.Random(self.me),
+                    keys=self._keys,
                 )
             return self._client
 

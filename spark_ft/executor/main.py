@@ -57,6 +57,7 @@ from spark_ft.protocol.effects import (
 from spark_ft.settings import Settings, apply_environment, environment
 from spark_ft.storage import touched
 from spark_ft.transport.host import Host
+from spark_ft.transport.keys import Keys
 
 WatchProcess = Callable[  # (pid, watch, unwatch, what to do when it has ended)
     [int, Callable[[int, Callable[[], None]], None], Callable[[int], None], Callable[[], None]], object
@@ -121,7 +122,8 @@ class _Executor:
         self._settings = settings
         self._ready_path = Path(spec["ready"])
         self._ready = False
-        self._runner = TaskRunner(settings, me, host, roots, Path(spec["root"]), token)
+        keys = Keys(*spec["keys"]) if spec["keys"] else None
+        self._runner = TaskRunner(settings, me, host, roots, Path(spec["root"]), token, keys)
         core = ExecutorCore(
             me,
             Incarnation(spec["worker"]),
@@ -141,6 +143,7 @@ class _Executor:
             perform=self._perform,
             max_message_bytes=settings.max_message_bytes,
             on_error=_failed,
+            keys=keys,
         )
         self._runner.barriers.post = self._host.post
         self._slot_count = spec["slots"]

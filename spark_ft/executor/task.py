@@ -53,6 +53,7 @@ from spark_ft.storage.digest import UNKNOWN, Digest
 from spark_ft.storage.kept import Kept
 from spark_ft.storage.memory import Held
 from spark_ft.taskcontext import BarrierTaskContext, TaskContext
+from spark_ft.transport.keys import Keys
 
 _DEPTH_MAX = 100  # iterators nested in one another; each may need several frames
 _CHUNK = 1 << 20
@@ -69,9 +70,10 @@ class TaskRunner:
         roots: dict[HostId, Path],
         root: Path,
         token: bytes,
+        keys: Keys | None = None,
     ) -> None:
         self._settings = settings
-        self._env = ProcessEnv(settings, me, host, root, roots, token)
+        self._env = ProcessEnv(settings, me, host, root, roots, token, keys)
         self._blobs: dict[BlobId, LoadBlob] = {}
         self._stages: dict[BlobId, closures.Stage] = {}
         self._results: dict[BlobId, list[BlockRef]] = {}

@@ -294,10 +294,13 @@ def pack_lacking(store: str, outputs: Sequence[tuple[int, OutputKey]]) -> bytes:
     return request
 
 
-def serve(reader: StoreReader, host: HostId | None = None) -> Callable[[bytes], Iterator[bytes]]:
+def serve(
+    reader: StoreReader, host: HostId | Callable[[str], HostId] | None = None
+) -> Callable[[bytes], Iterator[bytes]]:
     """What a block server does with a request: the pieces of the answer, each of at most 1 MiB.
 
-    ``host``: whose stores it serves; None: those of all the reader's hosts, told apart by their names.
+    ``host``: whose stores it serves, or who says which host of the reader's has a store; None: those of all
+    the reader's hosts, told apart by their names.
     The iterator raises the StorageErrors of ``StoreReader``; a request that is none is BlockMissing.
     """
 
@@ -306,7 +309,7 @@ def serve(reader: StoreReader, host: HostId | None = None) -> Callable[[bytes], 
     def answer(request: bytes) -> Iterator[bytes]:
         try:
             what, store, segment, key, *rest = msgpack.unpackb(request)
-            host = only or reader.host_of(store)
+            host = only(store) if callable(only) else only or reader.host_of(store)
             if what == "lacking":
                 outputs = [(number, OutputKey(*layout.OUTPUT_KEY.unpack(item))) for number, item in rest[0]]
                 return iter([msgpack.packb(reader.lacking(host, store, outputs))])

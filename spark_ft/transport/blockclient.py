@@ -25,6 +25,7 @@ from spark_ft.transport.blockwire import (
     PIECE_BYTES_MIN,
     UNKNOWN,
 )
+from spark_ft.transport.keys import Keys
 from spark_ft.transport.sockets import Net, Socket, Waiter, connection_event
 
 FIRST_CREDIT = 2  # pieces that a request starts with: a small answer and its end need no grant
@@ -105,8 +106,9 @@ class BlockClient:
         timeout_s: float,
         retries: int,
         rng: Random,
+        keys: Keys | None = None,
     ) -> None:
-        self.token = token
+        self.token, self._keys = token, keys
         self.hosts = hosts
         self.window_bytes = window_bytes
         self.piece_bytes = min(PIECE_BYTES, max(PIECE_BYTES_MIN, window_bytes // 8))
@@ -153,7 +155,7 @@ class BlockClient:
         """A connection that nobody else uses."""
         with self._lock:
             if self._net is None or self._net.forked:
-                self._net = Net()
+                self._net = Net(self._keys)
                 self._idle.clear()
             idle = self._idle.get(endpoint, [])
             while idle:

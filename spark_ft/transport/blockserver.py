@@ -25,6 +25,7 @@ from spark_ft.transport.blockwire import (
     REQUEST_BYTES_MAX,
     UNKNOWN,
 )
+from spark_ft.transport.keys import Keys
 from spark_ft.transport.sockets import SENT, Bell, Net, Waiter
 
 ENDED_KEPT = 1024  # requests that we remember to have answered: a GET or GRANT of theirs may come again
@@ -62,12 +63,16 @@ class BlockServer:
     """
 
     def __init__(
-        self, bind: str, token: bytes, open_slice: Callable[[bytes], Iterator[bytes | memoryview]]
+        self,
+        bind: str,
+        token: bytes,
+        open_slice: Callable[[bytes], Iterator[bytes | memoryview]],
+        keys: Keys | None = None,
     ) -> None:
         self.endpoint = ""
         self.dropped: Counter[str] = Counter()
         self._bind = bind
-        self._token = token
+        self._token, self._keys = token, keys
         self._open_slice = open_slice
         self._clock = BootClock()
         self._streams: dict[tuple[bytes, int], _Stream] = {}
@@ -80,7 +85,7 @@ class BlockServer:
 
     def start(self) -> None:
         """Bind, and serve until ``stop``.  Raises ClusterError (BAD_BIND_ADDRESS)."""
-        self._net = Net()
+        self._net = Net(self._keys)
         try:
             self._router = self._net.router(self._bind, REQUEST_BYTES_MAX + ASK.size, hwm=0)
         except BaseException:

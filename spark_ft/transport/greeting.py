@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from spark_ft.transport.frames import TOKEN_BYTES
+from spark_ft.transport.keys import Keys
 from spark_ft.transport.sockets import Net, Socket, Waiter
 
 Words = Mapping[str, str]
@@ -49,9 +50,11 @@ def is_foreign(frame: bytes, token: bytes) -> bool:
 class Greeter:
     """Asks at several addresses; to be used by one thread."""
 
-    def __init__(self, endpoints: Sequence[str], token: bytes, words: Words) -> None:
+    def __init__(
+        self, endpoints: Sequence[str], token: bytes, words: Words, keys: Keys | None = None
+    ) -> None:
         self._token, self._frame = token, pack(token, words)
-        self._net = Net()
+        self._net = Net(keys)
         self._waiter = Waiter()
         self._sockets: list[Socket] = []
         for endpoint in endpoints:

@@ -42,6 +42,7 @@ from spark_ft.protocol.effects import (
     Effect,
     Event,
     Note,
+    PeerGone,
     PeerHeard,
     PeerSilent,
     Received,
@@ -50,6 +51,8 @@ from spark_ft.protocol.effects import (
 )
 from spark_ft.protocol.messages import Fenced, Message
 from spark_ft.transport import frames, greeting
+from spark_ft.transport.keys import Keys
+from spark_ft.transport.lines import Lines
 from spark_ft.transport.link import Frame
 from spark_ft.transport.peer import Peer, label
 from spark_ft.transport.sockets import SENT, Bell, Net, Socket, Waiter
@@ -73,7 +76,8 @@ class Host:
     effects that are not the host's own, in the loop's thread.  ``bind``: an endpoint to listen at.
     ``peer_silence_s``: a peer of which nothing at all came for so long is PeerSilent; None: never.
     ``on_error`` gets what the core or a callback raised; unless given, it ends the loop.
-    ``greet`` answers whoever knows no more than where we are bound (greeting.py).
+    ``greet`` answers whoever knows no more than where we are bound (greeting.py).  ``keys``: of the cluster.
+    ``peer_gone_s``: a peer that could not be connected by TCP for so long is PeerGone (lines.py).
 
     ``dropped`` counts frames and messages that were refused or could not be sent, by reason.
     """
@@ -91,6 +95,8 @@ class Host:
         peer_silence_s: float | None = None,
         on_error: Callable[[BaseException, Event], None] = _raise,
         greet: greeting.Answer | None = None,
+        keys: Keys | None = None,
+        peer_gone_s: float = inf,
     ) -> None:
         if len(token) != frames.TOKEN_BYTES:
             raise UsageError(f"a token has {frames.TOKEN_BYTES} bytes, not {len(token)}")
@@ -110,6 +116,8 @@ class Host:
 
         self._peers: dict[Incarnation, Peer] = {}
         self._dealers: dict[Socket, Incarnation] = {}
+        self._lines = Lines(peer_gone_s)
+        self._watches_lines = peer_gone_s != inf
         self._dirty: dict[Incarnation, Peer] = {}  # to be flushed at the end of this turn
         self._wakeups: list[tuple[float, Incarnation]] = []  # heap; stale entries are skipped
         self._closed: OrderedDict[Incarnation, tuple[int, str | None]] = OrderedDict()  # last ack, why fenced
@@ -126,7 +134,7 @@ class Host:
         self._closing = threading.RLock()  # a signal handler may stop us at any point
         self._thread_id: int | None = None
 
-        self._net = Net()
+        self._net = Net(keys)
         self._bell = Bell()
         self._waiter = Waiter()
         self._waiter.add(self._bell.fd)
@@ -192,7 +200,8 @@ class Host:
         """Have a link with ``peer``, which is bound at ``endpoint``, or will be.  Connecting again moves
         an existing link to the new endpoint; nothing is lost or said twice by that."""
         self._closed.pop(peer, None)
-        socket = self._net.dealer(self.me, endpoint, self._max_frame_bytes)
+        watched = self._watches_lines and endpoint.startswith("tcp://")
+        socket = self._net.dealer(self.me, endpoint, self._max_frame_bytes, monitored=watched)
         known = self._peers.get(peer)
         if known is None:
             self._add_peer(peer, socket, ())
@@ -202,6 +211,9 @@ class Host:
             self._dirty[peer] = known
         self._dealers[socket] = peer
         self._waiter.add(socket)
+        if socket.monitor is not None:
+            self._lines.add(socket.monitor, peer, self._clock.now_s())
+            self._waiter.add(socket.monitor)
 
     def send(self, to: Incarnation, message: Message) -> None:
         """What the effect Send does: for a ``perform`` that completes a message of its own.
@@ -296,16 +308,21 @@ class Host:
             self._handle(Tick())
         if now_s >= self._silence_check_s:
             self._check_silence(now_s)
+        if now_s >= self._lines.wakeup_s():
+            for gone, down_s in self._lines.gone(now_s):
+                self._handle(PeerGone(gone, f"there has been no connection with it for {down_s:.0f} s"))
         self._flush_due(self._clock.now_s())
 
     def _wake_s(self) -> float:
         wakeup_s = self.core.wakeup_s()
-        wake_s = min(self._silence_check_s, inf if wakeup_s is None else wakeup_s)
+        wake_s = min(self._silence_check_s, self._lines.wakeup_s(), inf if wakeup_s is None else wakeup_s)
         return min(wake_s, self._wakeups[0][0]) if self._wakeups else wake_s
 
     def _read(self, ready: list[Socket | int]) -> None:
         for source in ready:
-            if isinstance(source, Socket):
+            if source in self._lines and isinstance(source, Socket):
+                self._lines.listen(source, self._awake_s)
+            elif isinstance(source, Socket):
                 self._drain(source)
             elif source == self._bell.fd:
                 self._bell.hush()
@@ -318,6 +335,7 @@ class Host:
         blamed for a silence while we were deaf."""
         for peer in self._peers.values():
             peer.heard_s = self._awake_s
+        self._lines.awake(self._awake_s)
         until_s = self._clock.now_s() + STALL_S
         while self._clock.now_s() < until_s and (ready := self._waiter.wait(SETTLE_S)):
             self._read(ready)
@@ -518,6 +536,9 @@ class Host:
     def _drop_dealer(self, socket: Socket) -> None:
         if self._dealers.pop(socket, None) is not None:
             self._waiter.remove(socket)
+            if socket.monitor is not None:
+                self._lines.remove(socket.monitor)
+                self._waiter.remove(socket.monitor)
             socket.close()
 
     # --- The end --------------------------------------------------------------------------
@@ -534,7 +555,9 @@ class Host:
                 return
             until_s = min(self._stop_by_s, self._wakeups[0][0] if self._wakeups else inf)
             for source in self._waiter.wait(max(0.0, until_s - now_s)):
-                if isinstance(source, Socket):
+                if source in self._lines and isinstance(source, Socket):
+                    source.receive()
+                elif isinstance(source, Socket):
                     self._drain_acks(source)
                 elif source == self._bell.fd:
                     self._bell.hush()

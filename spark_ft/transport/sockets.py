@@ -19,7 +19,8 @@ HWM                 control: 2048 frames a peer each way, twice the link's windo
                     Data: unlimited, as credit bounds what is under way.
 ZMTP heartbeats     on TCP every 2 s, given up after 10 s: half-open connections end (NET-5).
 MAXMSGSIZE          a peer that announces more loses its connection before we allocate anything.
-No IPv6, no address but loopback: beyond the machine the wire needs keys, which this one has not.
+No IPv6.            Without keys (keys.py) no address but loopback; with them every socket that is bound
+                    lets in only who holds the same, which a thread of the net decides (ZAP).
 
 After a fork the child forgets every net it inherited without closing it (the I/O threads do not
 exist there, the sockets are the parent's): using one in the child raises ClusterError, closing it
@@ -36,8 +37,10 @@ import threading
 from pathlib import Path
 
 import zmq
+from zmq.utils import z85
 
 from spark_ft.errors import ClusterError
+from spark_ft.transport.keys import Keys
 
 _IPC_PATH_MAX_BYTES = 107
 _CONTROL_HWM = 2048
@@ -73,18 +76,28 @@ def is_private(endpoint: str) -> bool:
 class Net:
     """A ZeroMQ context and its sockets; to be used by one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Keys | None = None) -> None:
         self.forked = False
         self._context = zmq.Context()
+        self._keys = keys
+        self._door: _Door | None = None  # who may come in; needed where something is bound
         self._sockets: set[Socket] = set()
         self._files: list[tuple[str, int]] = []  # paths of ipc sockets bound here, with their inodes
         _nets.add(self)
 
     def router(self, endpoint: str, max_bytes: int, *, hwm: int = _CONTROL_HWM) -> Socket:
         """Bind at ``endpoint`` (tcp ports may be ``*``).  ClusterError (BAD_BIND_ADDRESS) if that fails."""
-        if not is_private(endpoint):
-            raise ClusterError(f"{endpoint} is neither ipc nor IPv4 loopback", "BAD_BIND_ADDRESS")
+        if self._keys is None and not is_private(endpoint):
+            raise ClusterError(
+                f"{endpoint}: other machines can reach it, which takes keys: `spark-ft keys DIRECTORY` makes "
+                "them, and spark.ft.keys says where they are",
+                "BAD_BIND_ADDRESS",
+            )
         socket = self._socket(zmq.ROUTER, endpoint, max_bytes, hwm)
+        if self._keys is not None:
+            self._door = self._door or _Door(self._context, self._keys)
+            socket.raw.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret.encode())
+            socket.raw.setsockopt(zmq.CURVE_SERVER, 1)
         socket.raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.raw.setsockopt(zmq.ROUTER_HANDOVER, 1)
         try:
@@ -110,6 +123,11 @@ class Net:
         draws one for each connection."""
         socket = self._socket(zmq.DEALER, endpoint, max_bytes, hwm)
         try:
+            if self._keys is not None:
+                public = self._keys.public.encode()
+                socket.raw.setsockopt(zmq.CURVE_SERVERKEY, public)
+                socket.raw.setsockopt(zmq.CURVE_PUBLICKEY, public)
+                socket.raw.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret.encode())
             if identity:
                 socket.raw.setsockopt(zmq.ROUTING_ID, identity.encode("ascii"))
             if monitored:
@@ -166,7 +184,34 @@ class Net:
     def _disown(self) -> None:
         self.forked = True
         # Kept for ever: their destructors would close what belongs to the parent.
-        _inherited.append((self._context, [socket.raw for socket in self._sockets]))
+        _inherited.append((self._context, self._door, [socket.raw for socket in self._sockets]))
+
+
+class _Door:
+    """Answers for one context who may come in: whoever proved that it holds the cluster's secret key.
+
+    ZeroMQ asks through a socket inside the process (ZAP, RFC 27), from its own thread, and lets nobody in
+    who is not answered for; so there is one from before the first bind until the context ends.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keys: Keys) -> None:
+        self._own = z85.decode(keys.public)
+        self._socket: zmq.Socket[bytes] = context.socket(zmq.REP)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind("inproc://zeromq.zap.01")
+        threading.Thread(target=self._run, name="spark-ft-door", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                version, request, _domain, _address, _identity, mechanism, *proof = (
+                    self._socket.recv_multipart()
+                )
+                known = mechanism == b"CURVE" and proof == [self._own]
+                verdict = (b"200", b"OK") if known else (b"400", b"not of this cluster")
+                self._socket.send_multipart([version, request, *verdict, b"", b""])
+        except zmq.ContextTerminated:
+            self._socket.close()  # which the end of the context waits for
 
 
 def _file(endpoint: str) -> tuple[str, int]:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -16,18 +17,22 @@ from spark_ft.cluster.finder import cluster_token
 from spark_ft.executor.versions import versions
 from spark_ft.settings import Settings
 from spark_ft.transport.greeting import Greeter
+from spark_ft.transport.keys import Keys
 from tests.cluster.faultlib import is_alive, wait_until
+from tests.cluster.namespaces import Namespaces
 
 
 class Daemon:
     """One of them; ``log`` is what it has written."""
 
-    def __init__(self, directory: Path, name: str, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, directory: Path, name: str, *arguments: str, within: Sequence[str] = (), **environment: str
+    ) -> None:
         self.name = name
         self.log_path = directory / f"{name}.log"
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "spark_ft", *arguments],
+                [*within, sys.executable, "-m", "spark_ft", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -57,10 +62,16 @@ class Daemon:
 
 
 class Standalone:
-    """A manager, and workers at 127.0.0.2, 127.0.0.3 …; whatever it started is gone after ``close``."""
+    """A manager, and workers at 127.0.0.2, 127.0.0.3 …; whatever it started is gone after ``close``.
 
-    def __init__(self, directory: Path, *options: str) -> None:
-        self.directory, self.options = directory, options
+    ``options`` go to every daemon.  With ``hosts`` the manager is at the bridge, and worker 2 in the first.
+    """
+
+    def __init__(self, directory: Path, *options: str, hosts: Namespaces | None = None) -> None:
+        self.directory, self.options, self.hosts = directory, options, hosts
+        self.address = hosts.address if hosts else "127.0.0.1"
+        given = [option.partition("=")[2] for option in options if option.startswith("spark.ft.keys=")]
+        self.keys = Keys.load(given[0]) if given else None
         self.daemons: list[Daemon] = []
         self.seen: set[int] = set()  # processes of theirs
         self.port = 0
@@ -68,15 +79,16 @@ class Standalone:
 
     @property
     def url(self) -> str:
-        return f"spark://127.0.0.1:{self.port}"
+        return f"spark://{self.address}:{self.port}"
 
     def start_manager(self, name: str = "manager") -> Daemon:
         """Another one takes the port of the one before."""
         work = str(self.directory / name)
-        daemon = self._start(name, "manager", "--port", str(self.port), "--work-dir", work)
+        port = str(self.port)
+        daemon = self._start(name, "manager", "--host", self.address, "--port", port, "--work-dir", work)
         begun = daemon.log.count("listens at")
         found = wait_until(
-            lambda: re.findall(r"listens at tcp://127\.0\.0\.1:(\d+)", daemon.log)[begun:], 15, daemon.log
+            lambda: re.findall(r"listens at tcp://[\d.]+:(\d+)", daemon.log)[begun:], 15, daemon.log
         )
         self.port = int(found[-1])
         return daemon
@@ -90,12 +102,16 @@ class Standalone:
         """The worker of host ``127.0.0.<number>``, once the manager has heard of it; again after a death."""
         name = f"worker-{number}"
         work = ["--cores", str(cores), "--memory", memory, "--work-dir", str(self.root(number))]
-        daemon = self._start(name, "worker", self.url, "--host", f"127.0.0.{number}", *work, **environment)
-        return daemon
+        address, within = f"127.0.0.{number}", list[str]()
+        if self.hosts is not None:
+            address, within = self.hosts.address_of(number - 2), self.hosts.within(number - 2)
+        where = [self.url, "--host", address]
+        return self._start(name, "worker", *where, *work, within=within, **environment)
 
     def wait_for_cores(self, count: int) -> None:
         """Until the manager knows workers with so many."""
-        greeter = Greeter([f"tcp://127.0.0.1:{self.port}"], cluster_token(Settings()), versions())
+        where = [f"tcp://{self.address}:{self.port}"]
+        greeter = Greeter(where, cluster_token(Settings()), versions(), self.keys)
 
         def cores() -> list[int]:
             greeter.ask()
@@ -113,8 +129,10 @@ class Standalone:
         """What the worker's host is called."""
         return wait_until(lambda: _read(self.root(number) / "host_id"), what="a host's name")
 
-    def _start(self, name: str, *arguments: str, **environment: str) -> Daemon:
-        daemon = Daemon(self.directory, name, *arguments, *self.options, **environment)
+    def _start(
+        self, name: str, *arguments: str, within: Sequence[str] = (), **environment: str
+    ) -> Daemon:
+        daemon = Daemon(self.directory, name, *arguments, *self.options, within=within, **environment)
         self.daemons.append(daemon)
         return daemon
 

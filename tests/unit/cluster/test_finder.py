@@ -19,7 +19,7 @@ def answer(manager: str, epoch: int, **more: str) -> dict[str, str]:
 def heard():
     """(a finder whose thread hears nobody, what it found)"""
     found: list[Found] = []
-    finder = Finder(("tcp://127.0.0.1:1",), bytes(16), "worker", found.append)
+    finder = Finder(("tcp://127.0.0.1:1",), bytes(16), "worker", None, found.append)
     yield finder, found
     finder.stop()
 
