@@ -94,17 +94,20 @@ def _main_classes() -> bytes:
 @dataclass(slots=True)
 class Stage:
     """What a task needs of its stage: the node to compute, and either the shuffle to write
-    (``output``) or the function of (partition, iterator) whose answer is the result."""
+    (``output``) or the function of (partition, iterator) whose answer is the result.  ``name`` is that of
+    the job in every life of its application; empty where there is but one."""
 
     target: Node
     function: Callable[[int, Iterator[Any]], Any] | None
     output: ShuffleDependency | None
+    name: bytes = b""
 
 
 def dump_stage(
     target: Node,
     function: Callable[[int, Iterator[Any]], Any] | None,
     output: ShuffleDependency | None,
+    name: bytes = b"",
 ) -> bytes:
     """Pickle a stage: the nodes that ``target`` reaches by narrow dependencies, flat.
 
@@ -140,7 +143,7 @@ def dump_stage(
                 for d in node.unfolded()
             )
         )
-    parts = (nodes, links, function, None if output is None else _map_side(output))
+    parts = (nodes, links, function, None if output is None else _map_side(output), name)
     try:
         payload = cloudpickle.dumps(parts, _PROTOCOL)
     except PySparkException:
@@ -188,7 +191,7 @@ def load_stage(data: bytes) -> Stage:
         main = sys.modules["__main__"]
         for name, value in pickle.loads(classes).items():
             setattr(main, name, value)
-    nodes, links, function, output = pickle.loads(payload)
+    nodes, links, function, output, name = pickle.loads(payload)
     for node, link in zip(nodes, links, strict=True):
         dependencies: list[Dependency] = []
         for item in link:
@@ -197,7 +200,7 @@ def load_stage(data: bytes) -> Stage:
             else:
                 dependencies.append(NarrowDependency(nodes[item[0]], item[1]))
         node.dependencies = tuple(dependencies)
-    return Stage(nodes[-1], function, output)
+    return Stage(nodes[-1], function, output, name)
 
 
 # --- Finding the culprit --------------------------------------------------------------------

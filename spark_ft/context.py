@@ -33,6 +33,7 @@ from spark_ft.driver.driver import Driver
 from spark_ft.driver.session import DESCRIPTION, GROUP, INTERRUPT, TAGS, DriverSession, callsite
 from spark_ft.errors import ContextInTaskError, JobError, PySparkRuntimeError, SettingsError
 from spark_ft.filesystems import local_path
+from spark_ft.ids import drawn_fingerprint
 from spark_ft.lineage import sources
 from spark_ft.lineage.narrow import CheckpointPoint
 from spark_ft.listener import ListenerBus, load_listeners
@@ -485,7 +486,7 @@ class SparkContext(DriverSession):
     def setCheckpointDir(self, dirName: str) -> None:
         """RDD checkpoints go into a fresh directory below ``dirName``."""
         self._live()
-        name = str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+        name = str(uuid.UUID(bytes=drawn_fingerprint(), version=4))
         folder = Path(local_path(dirName)) / name
         folder.mkdir(parents=True)
         self._checkpoint_dir = str(folder)

@@ -4,6 +4,7 @@
         app.lock          flock, shared, by drivers: whoever can have it alone knows that none lives
         begin.lock        flock, by whoever begins or ends here, for as long as that takes
         about.json        name, program, when it began
+        seed              drawn once: what is named or drawn by chance is the same in every life of it
         journal/          driver/journal.py
         driver/stores/    the driver's own blocks
         hosts/<host>/     stores and all else of a host, as in scratch.py
@@ -37,12 +38,13 @@ from typing import Any
 from spark_ft.cluster.procfs import process_stat
 from spark_ft.cluster.scratch import has_lock, kill_residents
 from spark_ft.errors import ClusterError
-from spark_ft.ids import AppId, HostId
+from spark_ft.ids import AppId, HostId, drawn_fingerprint
 from spark_ft.settings import Settings
 
 LOCK_S = 5.0  # whoever begins or ends is soon done
+SEED_BYTES = 16
 ENDED_S = 5.0  # from SIGKILL to the end of a process
-_LOCK, _BEGIN, _ABOUT = "app.lock", "begin.lock", "about.json"
+_LOCK, _BEGIN, _ABOUT, _SEED = "app.lock", "begin.lock", "about.json", "seed"
 
 
 def recovery_root(settings: Settings) -> Path:
@@ -54,10 +56,11 @@ def recovery_root(settings: Settings) -> Path:
 
 
 class Application:
-    """One application's directory, held by a driver.  ``resumed``: there was one before us."""
+    """One application's directory, held by a driver.  ``resumed``: there was one before us; ``seed``: 16
+    bytes, this application's alone, for all its lives."""
 
-    def __init__(self, path: Path, lock_fd: int, resumed: bool) -> None:
-        self.path, self.resumed = path, resumed
+    def __init__(self, path: Path, lock_fd: int, resumed: bool, seed: bytes) -> None:
+        self.path, self.resumed, self.seed = path, resumed, seed
         self._lock_fd = lock_fd
         self._owner_pid = os.getpid()
 
@@ -81,7 +84,7 @@ class Application:
             lock_fd = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock_fd, fcntl.LOCK_SH)  # exclusive it is held for moments only
             _write(path / _ABOUT, {"app": app, **about})
-            yield cls(path, lock_fd, resumed)
+            yield cls(path, lock_fd, resumed, _seed(path / _SEED))
         finally:
             os.close(begin_fd)
 
@@ -125,6 +128,16 @@ def directory_name(app: str) -> str:
     if plain == app and not plain.startswith("."):
         return plain
     return f"{plain.lstrip('.')}-{hashlib.sha256(app.encode()).hexdigest()[:12]}"
+
+
+def _seed(path: Path) -> bytes:
+    """What was drawn when the directory was made; drawn again should it be lost, for then nothing matches."""
+    with contextlib.suppress(FileNotFoundError):
+        if len(seed := path.read_bytes()) == SEED_BYTES:
+            return seed
+    seed = drawn_fingerprint()
+    path.write_bytes(seed)
+    return seed
 
 
 def _first_lock(root: Path, path: Path) -> int:

@@ -85,7 +85,7 @@ from spark_ft.transport.blocks import BlockClient, BlockServer, RemoteFetch
 from spark_ft.transport.host import Host
 
 if TYPE_CHECKING:
-    from spark_ft.lineage.fingerprint import Fingerprints
+    from spark_ft.lineage.fingerprint import Fingerprints, JobIdentity
 
 _INLINE_BLOB = 1 << 20  # larger stage blobs stand in the driver's store
 
@@ -127,7 +127,7 @@ class Driver:
         self._shuffle_blobs: dict[ShuffleId, BlobId] = {}
         self._merges: list[tuple[tuple[int, bytes], ...]] = []
         self._lock = threading.RLock()
-        self.fingerprints = _fingerprints(settings, executor_env or {})
+        self.fingerprints: Fingerprints | None = None  # only a program that was given a name is met again
         self._writer: StoreWriter | None = None
         self._client: BlockClient | None = None
         self._hosts: dict[HostId, str] = {}
@@ -140,7 +140,7 @@ class Driver:
         with contextlib.ExitStack() as failed:  # what has been begun ends with a constructor that raises
             failed.callback(self.cluster.stop)
             if settings.app_id:
-                self._begin_application(failed)
+                self._begin_application(failed, executor_env or {})
             data = self._application.path if self._application is not None else None
             self.scratch: Path = self.cluster.make_scratch(self.app_id, data)
             failed.callback(self.cluster.remove_scratch)
@@ -192,7 +192,7 @@ class Driver:
             self.stop()
             raise
 
-    def _begin_application(self, failed: contextlib.ExitStack) -> None:
+    def _begin_application(self, failed: contextlib.ExitStack, executor_env: Mapping[str, str]) -> None:
         """Hold the directory that outlives us; from here on every older driver of this id is fenced."""
         settings = self.settings
         about = {
@@ -208,6 +208,7 @@ class Driver:
             )  # fmt: skip
             failed.callback(self._journal.close)
             application.end_residents()
+        self.fingerprints = _fingerprints(settings, executor_env, application.seed)
 
     def flush_events(self) -> None:
         """Wait, for at most a second, until the event log tells all that has happened so far."""
@@ -237,12 +238,10 @@ class Driver:
         pickled.
         """
         self._check_running()
-        if self.fingerprints is not None:
-            with self._lock:
-                self.fingerprints.job(node, function, partitions)
+        identity = self.identify(node, function, partitions)
         shape = shape_of(node)
         chosen = tuple(range(shape.nodes[node.id].partition_count) if partitions is None else partitions)
-        blob = self._add_blob(closures.dump_stage(node, function, None))
+        blob = self._add_blob(closures.dump_stage(node, function, None, identity.key if identity else b""))
         job = JobId(next(self._job_ids))
         handle = JobHandle(
             job,
@@ -262,6 +261,21 @@ class Driver:
         self._jobs[job] = handle
         self._host.post(event)
         return handle
+
+    def identify(
+        self, node: Node, function: Callable[..., Any], partitions: Sequence[int] | None = None
+    ) -> JobIdentity | None:
+        """What a job is called in every life of this application; None where there is but one life.  To be
+        asked once for each job: equal ones are counted."""
+        if self.fingerprints is None:
+            return None
+        with self._lock:
+            return self.fingerprints.job(node, function, partitions)
+
+    @property
+    def seed(self) -> bytes:
+        """16 bytes, drawn once in all lives of this application; empty where there is but one."""
+        return b"" if self._application is None else self._application.seed
 
     def cancel(
         self,
@@ -500,12 +514,9 @@ class Driver:
             sys.stdout.flush()
 
 
-def _fingerprints(settings: Settings, executor_env: Mapping[str, str]) -> Fingerprints | None:
-    """Only a program that was given a name can be met again.  Memory, compression and their like change how
-    records lie, never which."""
-    if not settings.app_id:
-        return None
+def _fingerprints(settings: Settings, executor_env: Mapping[str, str], seed: bytes) -> Fingerprints:
+    """Of this application alone.  Memory, compression and their like change how records lie, never which."""
     from spark_ft.lineage.fingerprint import Fingerprints  # 20 ms that others need not spend
 
     variables = {f"environment {name}": value for name, value in executor_env.items()}
-    return Fingerprints({"hash seed": str(settings.hash_seed), **variables})
+    return Fingerprints({"application": seed.hex(), "hash seed": str(settings.hash_seed), **variables})

@@ -82,6 +82,8 @@ class DriverSession:
     def _open(self, driver: Driver) -> None:
         self._driver = driver
         self._reference_tracking = driver.settings.reference_tracking
+        if driver.seed:
+            self.rng = random.Random(driver.seed)  # seeds that are drawn are drawn again in the next life
 
     def _close(self, why: str) -> Driver | None:
         """From now on every use is an error that says ``why``; answers the driver to be stopped."""
@@ -119,6 +121,12 @@ class DriverSession:
     def new_shuffle(self) -> tuple[ShuffleId, Fingerprint]:
         """A name that no other shuffle bears, until fingerprint.py gives it a lasting one."""
         return ShuffleId(next(self._shuffles)), drawn_fingerprint()
+
+    def name_action(self, node: Node, action: Callable[..., Any]) -> str:
+        """What an action on ``node`` is called in every life of this application; "" where it has no such
+        name.  ``action`` stands for what it does."""
+        identity = self._live().identify(node, action)
+        return identity.key.hex() if identity is not None and not identity.unsafe else ""
 
     # --- Local properties ---
 

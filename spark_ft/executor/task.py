@@ -196,8 +196,8 @@ class TaskRunner:
         # A generation only grows, and so does the sum of several: it changes whenever one of them does.
         written = stage_launch.output
         generation = sum(each.generation for each in ([written] if written else stage_launch.inputs))
-        job = f"{self._settings.app_id}.{stage_launch.stage}"
-        context._name(stage.output.fingerprint.hex() if stage.output else job, generation)
+        name = stage.name if stage.output is None else stage.output.fingerprint
+        context._name(name.hex() or f"{self._settings.app_id}.{stage_launch.stage}", generation)
         records = attempt.pipeline(stage.target, launch.partition, writes=stage_launch.output is not None)
         if stage_launch.output is None:
             assert stage.function is not None

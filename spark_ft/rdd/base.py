@@ -75,6 +75,9 @@ class Session(Protocol):
         """The jobs that this thread runs inside the block see one content of every shuffle, or the later ones
         raise JobError (INDETERMINATE_OUTPUT_ROLLBACK)."""
 
+    def name_action(self, node: Node, action: Callable[..., Any]) -> str:
+        """A name for an action on ``node``, known by ``action``, in every life of the application; or ""."""
+
     def made_from(self, node: Node, scope: int) -> None:
         """The functions of ``node`` were made from the answers of that block: so is every job on it bound."""
 

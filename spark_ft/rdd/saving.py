@@ -6,6 +6,7 @@ The directory itself is the business of storage/outputs.py; here is what a part 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO, TypeVar
 
@@ -42,7 +43,8 @@ class SavingMixin(RDDBase[T]):
         self._save(path, write_batches)
 
     def _save(self, path: str, writer: Writer, extension: str = "") -> None:
-        save(path, self._run, writer, extension)
+        job = self.ctx.name_action(self._node, partial(save, path, writer=writer, extension=extension))
+        save(path, self._run, writer, extension, job=job)
 
 
 def write_text(file: BinaryIO, records: Iterator[Any]) -> None:

@@ -29,6 +29,7 @@ class FakeDriver:
 
     made = ()
     fingerprints = None
+    seed = b""
 
     def __init__(self, settings, environment, observers):
         self.closed = []

@@ -96,6 +96,9 @@ class InProcess:
     def made_from(self, node, scope):
         pass
 
+    def name_action(self, node, action):
+        return ""
+
     def track(self, thing):
         self.tracked.append(weakref.ref(thing))
 
