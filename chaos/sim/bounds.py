@@ -99,7 +99,9 @@ class Bounds:
     def worker_given_up(self, worker: Incarnation, why: str) -> None:
         shadow = self._world.shadow
         host = shadow.workers.get(worker)
-        if host is not None and worker not in shadow.leaving:
+        if host is not None and worker in shadow.leaving:
+            self._heirless.pop(host, None)  # who has left in order has no heir
+        elif host is not None and not any(h == host and w != worker for w, h in shadow.workers.items()):
             self._heirless.setdefault(host, self._world.clock.now_s)
         if why.startswith("nothing was heard"):
             self._check_silent(worker)

@@ -126,7 +126,8 @@ class Lively:
             for executor in core.executors.live.values()
         )
         now_s = self._world.clock.now_s
-        waits = core.links or core.dag.suspects  # for a link, or for room: what is idle may not suit
+        # For a link, for room, or for a time that is planned: what is idle may not suit.
+        waits = core.links or core.dag.suspects or core.placement.wakeup_s is not None
         if not (ready and idle) or waits or self._launched != self._seen_launched:
             self._idle_since_s = None
         elif self._idle_since_s is None:

@@ -207,10 +207,18 @@ class KnownOutputs:
                 continue
             self._condemned.add(where)
             self._corrupt[each.store] += 1
-            for registered in self._registered.values():
-                for index, status in list(registered.items()):
-                    if (status.host, status.store, status.segment) == where:
-                        del registered[index]
+            self._condemn(where)
+
+    def _condemn(self, where: tuple[HostId, str, int]) -> None:
+        for shuffle, registered in self._registered.items():
+            outputs = self._core.outputs.get(shuffle)
+            for index, status in list(registered.items()):
+                # What the shadow knows may have been lost before: a copy elsewhere has taken its place.
+                held = outputs is not None and outputs.statuses[index] is not None
+                places = outputs.locations(index) if outputs is not None and held else ()
+                condemned = [(place.host, place.store, place.segment) in self._condemned for place in places]
+                if (status.host, status.store, status.segment) == where or (condemned and all(condemned)):
+                    del registered[index]
 
     def ordered(self, orders: tuple[CopyOrder, ...]) -> None:
         self._orders.update((order.number, order.output) for order in orders if order.output is not None)
