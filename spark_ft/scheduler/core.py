@@ -30,8 +30,10 @@ from collections.abc import Mapping
 from spark_ft.ids import AppId, HostId, Incarnation
 from spark_ft.protocol.effects import (
     CancelJobs,
+    ClosePeer,
     Decommission,
     Effect,
+    EndWorker,
     Event,
     JobFailure,
     JobSubmitted,
@@ -322,8 +324,10 @@ class SchedulerCore:
                 worker = self.executors.workers.get(id)
                 if worker is not None:
                     self.liveness.lose_worker(worker, why)
-                else:
-                    self.executors.fence(id)  # its hello may still be under way
+                elif id not in self.executors.fenced:
+                    # Its hello may still be under way: who gave it up may not live to tell it so itself.
+                    self.executors.fence(id)
+                    self.turn.out += (ClosePeer(id, True, why), EndWorker(id, why))
             case Goodbye(why):
                 self.granter.lost(sender, why, ended=True)
                 self.liveness.peer_gone(sender, why)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from spark_ft.ids import HostId, Incarnation, JobId, NodeId, ShuffleId, TaskId
-from spark_ft.protocol.effects import PeerGone, Released, ResourcesGranted
+from spark_ft.protocol.effects import ClosePeer, EndWorker, PeerGone, Released, ResourcesGranted
 from spark_ft.protocol.messages import (
     DropShuffles,
     ExecutorHello,
@@ -586,3 +586,12 @@ def test_L11_who_takes_over_a_host_is_told_again_what_was_dropped_meanwhile() ->
     stand.add_worker("h0", "heir", StoresServed((Incarnation("e0"),), (), ("e0",)))
     (told,) = stand.messages(DropShuffles, "heir")
     assert told.fingerprints == (lineage.shuffles[shuffle].fingerprint,), "and nothing that is needed"
+
+
+def test_CM_1_a_worker_that_was_given_up_before_it_said_hello_is_told_so_and_ended() -> None:
+    """Its manager may be dead by then, and would be the only one to fence it (seed 6001799)."""
+    stand = Stand(executors=1)
+    stranger = Incarnation("worker-late")
+    effects = stand.tell("manager-1", WorkerLost(stranger, "silent"))
+    assert {type(effect) for effect in effects} >= {ClosePeer, EndWorker}
+    assert stranger in stand.core.executors.fenced
