@@ -238,7 +238,7 @@ class Driver:
         pickled.
         """
         self._check_running()
-        identity = self.identify(node, function, partitions)
+        identity = self.identify(node, function, partitions, properties)
         shape = shape_of(node)
         chosen = tuple(range(shape.nodes[node.id].partition_count) if partitions is None else partitions)
         blob = self._add_blob(closures.dump_stage(node, function, None, identity.key if identity else b""))
@@ -263,14 +263,19 @@ class Driver:
         return handle
 
     def identify(
-        self, node: Node, function: Callable[..., Any], partitions: Sequence[int] | None = None
+        self,
+        node: Node,
+        function: Callable[..., Any],
+        partitions: Sequence[int] | None = None,
+        properties: Mapping[str, str] | None = None,
     ) -> JobIdentity | None:
         """What a job is called in every life of this application; None where there is but one life.  To be
         asked once for each job: equal ones are counted."""
         if self.fingerprints is None:
             return None
-        with self._lock:
-            return self.fingerprints.job(node, function, partitions)
+        # What begins so is for people, pools and this engine.
+        read = {key: text for key, text in (properties or {}).items() if not key.startswith("spark.")}
+        return self.fingerprints.job(node, function, partitions, read)
 
     @property
     def seed(self) -> bytes:

@@ -125,7 +125,7 @@ class DriverSession:
     def name_action(self, node: Node, action: Callable[..., Any]) -> str:
         """What an action on ``node`` is called in every life of this application; "" where it has no such
         name.  ``action`` stands for what it does."""
-        identity = self._live().identify(node, action)
+        identity = self._live().identify(node, action, None, self._properties())
         return identity.key.hex() if identity is not None and not identity.unsafe else ""
 
     # --- Local properties ---

@@ -274,6 +274,13 @@ def _class(kind: type) -> Part:
     return Part(f"class {kind.__qualname__}", digest_of(b"class", kind.__name__), children, names)
 
 
+def classes_of_main() -> dict[str, type]:
+    """What a program has defined itself: records that were pickled earlier are made into these."""
+    main = vars(sys.modules["__main__"]) if "__main__" in sys.modules else {}
+    found = {name: value for name, value in list(main.items()) if isinstance(value, type)}
+    return {name: kind for name, kind in sorted(found.items()) if kind.__module__ == "__main__"}
+
+
 # --- Values -------------------------------------------------------------------------------------
 
 
@@ -347,6 +354,8 @@ def _reduced(value: Any) -> Part:
             return Part(f"{module}.{made}", label, [kind, whole_module(module)], ["class", "module"])
         return _named("global", module, made, whose)
     function, arguments, state, items, pairs, setter = (*made, None, None, None, None)[:6]
+    if isinstance(value, (set, frozenset)):  # pickled as a list in no certain order
+        arguments = (frozenset(value),)
     names = ["class", "made by"]
     children: list[Any] = [kind, function]
     for i, argument in enumerate(arguments):

@@ -21,7 +21,7 @@ from spark_ft.lineage.canonical import ATOMS, atom, digest_of
 _ABSENT = frozenset({"CACHE", "EXTENDED_ARG", "NOP"})
 _GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
-_CONSTANTS = frozenset(dis.hasconst)
+_CONSTANTS, _NAMES = frozenset(dis.hasconst), frozenset(dis.hasname)
 _TOLD = frozenset({"__qualname__", "__doc__", "__firstlineno__"})  # of a class, to its own body
 _FLAGS = (
     inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE
@@ -70,8 +70,9 @@ def facts(code: CodeType) -> Facts:
             names, level = loaded[1], loaded[0]
             level = level if type(level) is int else 0
             imports.add(Import(str(step.argval), names if type(names) is tuple else (), level))
-        if name == "STORE_NAME" and step.argval in _TOLD:
-            shown[-1] = b""  # the constant just loaded says where the class stands, or what it is for
+        if name == "STORE_NAME" and step.argval in _TOLD and shown[-2:-1] == [b"LOAD_CONST"]:
+            del shown[-2:]  # it says where the class stands, or what it is for
+            continue
         shown.append(name.encode())
         if step.opcode in _CONSTANTS:
             loaded = [loaded[1], step.argval]
@@ -80,6 +81,8 @@ def facts(code: CodeType) -> Facts:
                 inner = facts(step.argval)
                 used.update(inner.globals)
                 imports.update(inner.imports)
+        elif step.opcode in _NAMES:
+            shown.append(step.argrepr.encode())  # the name, and what else the instruction is to do with it
         else:
             if name == "LOAD_SMALL_INT":
                 loaded = [loaded[1], step.argval]
@@ -87,7 +90,7 @@ def facts(code: CodeType) -> Facts:
     if chain:
         used.add(chain)
     shape = (
-        code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_argcount,
+        code.co_name, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_argcount,
         code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _FLAGS,
     )  # fmt: skip
     made = digest_of(b"code", atom(repr(shape)), code.co_exceptiontable, *shown)

@@ -17,6 +17,7 @@ docs/resume.md tells users what counts as the same program.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -52,7 +53,7 @@ def numbered(digest: Fingerprint, ordinal: int) -> Fingerprint:
 
 
 class Fingerprints:
-    """Of one life of one program; counts in the order of calls.  Not for two threads at once.
+    """Of one life of one program; counts in the order of calls, from whatever threads.
 
     ``surroundings``: settings that records depend on beside the lineage, such as the hash seed.
     """
@@ -61,6 +62,7 @@ class Fingerprints:
         settings = [part.encode() for pair in sorted((surroundings or {}).items()) for part in pair]
         self._ground = digest_of(packages.interpreter().digest, packages.engine().digest, *settings)
         self._counts: dict[Fingerprint, int] = {}
+        self._lock = threading.Lock()  # never held while values are looked at: that may take long
 
     def value(self, value: Any) -> Fingerprinted:
         """Of any Python value, as it is now."""
@@ -74,24 +76,37 @@ class Fingerprints:
         return self._of(Canon(expand), node)
 
     def job(
-        self, node: Node, function: Callable[..., Any], partitions: Sequence[int] | None = None
+        self,
+        node: Node,
+        function: Callable[..., Any],
+        partitions: Sequence[int] | None = None,
+        properties: Mapping[str, str] | None = None,
     ) -> JobIdentity:
-        """Of one job, to be asked once for each and where its functions are pickled.
+        """Of one job, to be asked once for each and where its functions are pickled.  ``properties`` of the
+        thread that asks: its tasks can read them.
 
         Names the shuffles it is the first to use, from now on: their functions are pickled with it.
         """
         canon = Canon(expand)
-        made = self._of(canon, ("job", node, function, None if partitions is None else list(partitions)))
-        for dependency in _unnamed(node):
-            dependency.lineage = fixed = _as_it_is(canon, dependency)
-            name = Fingerprinted(self._grounded(fixed.digest), fixed.unsafe)
-            dependency.fingerprint = numbered(name.digest, self._count(name))
-        return JobIdentity(made.digest, self._count(made), made.unsafe)
+        told = dict(sorted((properties or {}).items()))
+        made = self._of(
+            canon, ("job", node, function, None if partitions is None else list(partitions), told)
+        )
+        fixed = [(each, _as_it_is(canon, each)) for each in _unnamed(node)]
+        properties_digest = canon.digest(told)
+        with self._lock:
+            for dependency, lineage in fixed:
+                if dependency.lineage is None:  # no other thread was quicker
+                    read = self._grounded(digest_of(lineage.digest, properties_digest))
+                    dependency.fingerprint = numbered(read, self._count(Fingerprinted(read, lineage.unsafe)))
+                    dependency.lineage = lineage
+            return JobIdentity(made.digest, self._count(made), made.unsafe)
 
     def name(self, node: Node) -> Fingerprinted:
         """A name for what is kept of a node: another one for each node that asks, equal or not."""
         found = self.node(node)
-        return Fingerprinted(numbered(found.digest, self._count(found)), found.unsafe)
+        with self._lock:
+            return Fingerprinted(numbered(found.digest, self._count(found)), found.unsafe)
 
     def fix(self, point: CheckpointPoint) -> None:
         """The fingerprint of a checkpoint stays what it is, though its lineage will be cut."""

@@ -489,7 +489,9 @@ class PickleFile(Node):
         self.files: list[InputFile] | None = None
 
     def counts_as(self) -> Mapping[str, object]:
-        return {"files": _identity(self.files or ()), "paths": None}
+        from spark_ft.lineage.anatomy import classes_of_main  # which few programs need
+
+        return {"files": (_identity(self.files or ()), classes_of_main()), "paths": None}
 
     @classmethod
     def of(cls, node_id: NodeId, parts: Sequence[str]) -> PickleFile:

@@ -216,6 +216,7 @@ class Facts:
     in_a_list: int = 1
     helper: int = 1
     nested: int = 1
+    local_class: int = 1
     comprehended: int = 1
     member: int = 1
     method: int = 1
@@ -280,7 +281,10 @@ def build(numbers):
     def step(x):
         def inner(y):
             return y - {f.nested}
-        return inner(x) + captured + {f.constant} + sum([z * {f.comprehended} for z in (1, 2)])
+        class Local:
+            weight = {f.local_class}
+
+        return inner(x) + Local.weight + captured + {f.constant} + sum([z * {f.comprehended} for z in (1, 2)])
 
     mapped = numbers(range({f.records}), {f.partitions}).map(step).map(helper).map(shift).map(model.apply)
     mapped = mapped.map(taken).map(lambda x: {m}.deeper.inner(x) + {m}.SETTING).map(late)

@@ -118,6 +118,16 @@ def test_sets_of_anything_are_put_in_order():
     assert digest({1, 2}) != digest({1, 2, 3})
 
 
+class Words(set):
+    pass
+
+
+def test_kinds_of_sets_are_put_in_order_too():
+    things = [("a", 1), frozenset({1}), None, 1.5, "x", b"x"]
+    assert len({digest(Words(p)) for p in itertools.islice(itertools.permutations(things), 50)}) == 1
+    assert digest(Words([1])) != digest({1})
+
+
 def test_large_plain_collections_are_cut_into_chunks():
     many = list(range(10_000))
     assert digest(many) == digest(list(range(10_000)))

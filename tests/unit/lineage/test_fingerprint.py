@@ -1,6 +1,7 @@
 """Lineages and jobs: what changes a fingerprint, what does not, and how equal ones are counted."""
 
 import os
+import sys
 import threading
 import time
 
@@ -11,7 +12,7 @@ from spark_ft.badrecords import BadRecords
 from spark_ft.errors import JobError
 from spark_ft.lineage import sources
 from spark_ft.lineage.explain import explain
-from spark_ft.lineage.fingerprint import Fingerprints, numbered
+from spark_ft.lineage.fingerprint import Fingerprints
 from spark_ft.protocol.messages import BlockRef
 from spark_ft.rdd import RDD
 from spark_ft.storagelevel import StorageLevel
@@ -106,7 +107,6 @@ def test_what_lies_beyond_a_shuffle_is_fixed_once_it_was_pickled():
     first = fingerprints.job(summed._node, len)
     name = dependency.fingerprint
     assert name != drawn
-    assert name == numbered(fingerprints._grounded(dependency.lineage.digest), 0)
     weights.append(2)
     assert fingerprints.job(summed._node, len).digest == first.digest
     assert dependency.fingerprint == name
@@ -144,6 +144,29 @@ def test_equal_jobs_are_counted_in_order_and_others_apart():
     again = Fingerprints()
     assert again.job(rdd._node, len, [1]) == others[2], "another job before it changes nothing"
     assert [again.job(rdd._node, len).key for _ in range(5)] == [job.key for job in loop]
+
+
+def test_properties_that_tasks_can_read_count_for_the_job_and_for_the_shuffles_it_is_the_first_to_use():
+    names = set()
+    for text in ("a", "b", "a"):
+        summed, fingerprints = numbers().keyBy(abs).reduceByKey(add), Fingerprints()
+        job = fingerprints.job(summed._node, len, None, {"mode": text})
+        names.add((job.key, summed._node.dependencies[0].fingerprint))
+    assert len(names) == 2
+    assert len({name for pair in names for name in pair}) == 4
+
+
+def test_methods_of_records_that_were_pickled_earlier_count(tmp_path, monkeypatch):
+    session, file = InProcess(), tmp_path / "part-0"
+    file.write_bytes(b"")
+
+    def read(score):
+        Point = type("Point", (), {"score": score, "__module__": "__main__"})
+        monkeypatch.setattr(sys.modules["__main__"], "Point", Point, raising=False)
+        return made(RDD(session, sources.PickleFile(session.new_node_id(), str(file))))
+
+    assert read(lambda self: 1) == read(lambda self: 1)
+    assert read(lambda self: 1) != read(lambda self: 2)
 
 
 def test_what_cannot_be_known_is_counted_by_nobody():
