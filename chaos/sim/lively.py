@@ -119,7 +119,9 @@ class Lively:
             for stage in core.dag.active.values()
             if not stage.tree.barrier and stage.tasks is not None and stage.tasks.ready
         ]
-        waiting = {job for stage in ready for job in stage.jobs}
+        # Who is to write an output waits for a disk that has room; what writes none goes on.
+        placeable = [stage for stage in ready if stage.shuffle is None or not core.health.hosts]
+        waiting = {job for stage in placeable for job in stage.jobs}
         self._passed_by = {job: self._passed_by.get(job, 0) for job in waiting}
         idle = any(
             executor.accepting and not executor.running and executor.excluded is None

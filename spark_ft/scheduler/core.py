@@ -345,10 +345,15 @@ class SchedulerCore:
 
     def _cancel(self, event: CancelJobs) -> None:
         everything = event.job is None and event.group is None and event.tag is None
-        for job in list(self.dag.jobs.values()):
+        failure = JobFailure("JOB_CANCELLED", event.reason)
+        for job in [*self.dag.jobs.values(), *self.dag.held.values()]:
             named = job.id == event.job or (event.group is not None and job.group == event.group)
-            if everything or named or event.tag in job.tags:
-                self.dag.end_job(job, JobFailure("JOB_CANCELLED", event.reason))
+            if not (everything or named or event.tag in job.tags):
+                continue
+            if job.id in self.dag.jobs:
+                self.dag.end_job(job, failure)
+            else:
+                job.cancelled = failure
 
     def _stop(self) -> None:
         self.stopping = True

@@ -58,6 +58,7 @@ class Job:
         self.stored = False  # some result lies in a store: it may be lost before it is read
         self.tainted = False  # a shuffle that its results were built from has been rolled back since
         self.losses: dict[int, int] = {}
+        self.cancelled: JobFailure | None = None  # after it had ended well: nothing of it is run again
         self.rollbacks = 0  # times that data under it was rolled back
         self.progress = 0  # tasks of its stages that have succeeded
 
@@ -158,8 +159,8 @@ class Dag:
         self._turn.note("result_lost", job=job_id, partition=partition, text=text)
         if self.held.pop(job_id, None) is not None:
             self.jobs[job_id] = job
-        if spoilt := self.scopes.refusal(job):
-            self.end_job(job, spoilt)
+        if failure := job.cancelled or self.scopes.refusal(job):
+            self.end_job(job, failure)
             return
         losses = job.losses[partition] = job.losses.get(partition, 0) + 1
         if losses > _RESULT_LOSSES_MAX:

@@ -202,6 +202,7 @@ class Placement:
             self._launch(stage, task, executor, reads, False)
             if len(executor.running) >= executor.usable_slots:
                 free.remove(executor)
+        tasks.clear_queues()  # nobody has taken them from there
         yield  # not before: pools take turns here
 
     def _fits(self, stage: Stage, executor: ExecutorState) -> bool:

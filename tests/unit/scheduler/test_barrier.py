@@ -279,3 +279,15 @@ def test_BR_1_a_gang_that_never_gets_through_ends_in_the_end() -> None:
         stand.add_executor("h0")
     assert stand.failure(job).condition in ("STAGE_ABORTED", "POISON_TASK")
     assert stand.starts()[0] <= 100
+
+
+def test_S_29_a_gang_that_begins_again_and_again_leaves_nothing_in_its_queues() -> None:
+    stand = Stand(executors=2, max_failures=99)
+    lineage = Lineage()
+    stand.submit(lineage, lineage.barrier(lineage.source(2)))
+    for _ in range(5):
+        tasks = stand.core.dag.active[stand.one(0).message.stage].tasks
+        assert tasks is not None and not tasks._anywhere and not tasks._choosy and not tasks._suspects
+        stand.fail(stand.one(0))
+        stand.kill_answers()
+        stand.pass_time(6.0)

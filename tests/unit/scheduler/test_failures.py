@@ -163,6 +163,18 @@ def test_TK_11_a_stored_result_that_is_lost_runs_that_task_again_even_after_the_
     stand.core.assert_idle()
 
 
+def test_TK_16_TK_11_a_job_that_was_cancelled_after_its_end_runs_nothing_again_for_a_lost_result() -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    job = stand.submit(lineage, lineage.source(1))
+    ref = BlockRef(HostId("h0"), stand.one(0).executor, 0, b"r")
+    stand.end(stand.one(0), Success(result=StoredResult(ref)))
+    assert stand.finished.pop(job) is None
+    stand.cancel(job)
+    assert job not in stand.finished, "it has its answer, if that can be read"
+    stand.do(ResultLost(job, 0, "gone"))
+    assert stand.failure(job).condition == "JOB_CANCELLED" and stand.starts() == {0: 1}
+
+
 def test_TK_16_a_cancel_during_a_retry_of_the_parent_leaves_nothing_behind() -> None:
     stand = Stand(executors=2)
     lineage, shuffle = wide(stand)
