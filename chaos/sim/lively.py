@@ -122,14 +122,22 @@ class Lively:
         # Who is to write an output waits for a disk that has room; what writes none goes on.
         placeable = [stage for stage in ready if stage.shuffle is None or not core.health.hosts]
         waiting = {job for stage in placeable for job in stage.jobs}
+        if self._world.options.settings.scheduler_mode == "FAIR":
+            # What a pool has running counts, also on executors that are cut off.
+            jobs = core.dag.jobs
+            running = [s for s in core.dag.active.values() if s.tasks is not None and s.tasks.running]
+            served = {jobs[job].pool for stage in running for job in stage.jobs}
+            waiting = {job for job in waiting if jobs[job].pool not in served}
         self._passed_by = {job: self._passed_by.get(job, 0) for job in waiting}
         idle = any(
             executor.accepting and not executor.running and executor.excluded is None
             for executor in core.executors.live.values()
         )
         now_s = self._world.clock.now_s
-        # For a link, for room, or for a time that is planned: what is idle may not suit.
-        waits = core.links or core.dag.suspects or core.placement.wakeup_s is not None
+        # For a link, for room, for the one memory that holds its input, or for a time that is planned: what is
+        # idle may not suit.
+        bound = any(stage.tasks is not None and any(stage.tasks._bound.values()) for stage in ready)
+        waits = core.links or core.dag.suspects or bound or core.placement.wakeup_s is not None
         if not (ready and idle) or waits or self._launched != self._seen_launched:
             self._idle_since_s = None
         elif self._idle_since_s is None:
