@@ -134,8 +134,8 @@ class Lively:
             for executor in core.executors.live.values()
         )
         now_s = self._world.clock.now_s
-        # For a link, for room, for the one memory that holds its input, or for a time that is planned: what is
-        # idle may not suit.
+        # For a link, for room, for the one memory that holds its input, or for a time that is planned: what
+        # is idle may not suit.
         bound = any(stage.tasks is not None and any(stage.tasks._bound.values()) for stage in ready)
         waits = core.links or core.dag.suspects or bound or core.placement.wakeup_s is not None
         if not (ready and idle) or waits or self._launched != self._seen_launched:
