@@ -1,5 +1,6 @@
 """A host has no more files, or its disk fails: that is nobody else's fault, and others go on."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -17,16 +18,24 @@ NUMBERS = 400
 SUMS = [(key, sum(range(key, NUMBERS, 5))) for key in range(5)]
 
 
-def few_files(pid: int) -> None:
-    """Not one file more than it keeps open may ``pid`` open.  Looks more than once: what it has open only
-    for a moment, just now, would be room for the next."""
+def few_files(executor: faultlib.Event, run: Path) -> None:
+    """Not one file more than it keeps open may this executor open.  What it opens for a moment only when it
+    has been welcomed would be room for another, or its end; whatever else is open just now is looked for."""
+    pid, ready = executor["pid"], run / f"{executor['executor']}.ready"
     free: list[int] = []
 
+    def has() -> dict[int, str]:
+        found = {}
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+        return found
+
     def looked() -> bool:
-        has = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
-        free.append(min(set(range(len(has) + 1)) - has))
+        free.append(min(set(range(len(open := has()) + 1)) - open.keys()))
         return len(free) == 20
 
+    wait_until(lambda: ready.exists() and str(ready) not in has().values(), what="the end of its start")
     wait_until(looked, what="twenty looks")
     _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(free), hard))
@@ -44,8 +53,8 @@ def assert_only_the_host_was_blamed(running: faultlib.Running, host: str, condit
 def test_WK_9_a_host_without_files_to_spare_is_backed_off_from_and_costs_no_try(start, tmp_path) -> None:
     running = start("local-cluster[3,1,256]", spark_task_maxFailures=1, spark_speculation=False)
     added = running.log.wait_for("executor_added", 3)
-    (poor,) = [event["pid"] for event in added if event["host"] == "host-1"]
-    few_files(poor)
+    (poor,) = [event for event in added if event["host"] == "host-1"]
+    few_files(poor, running.sc._driver.scratch / "hosts" / "host-1" / "run")
     share = Gate(tmp_path / "gate").share(2)  # whoever can open a file of it
     numbers = running.sc.parallelize(range(NUMBERS), 6).mapPartitionsWithIndex(share)
     sums = numbers.map(lambda x: (x % 5, x)).reduceByKey(add, 3)
