@@ -408,7 +408,7 @@ class Ends:
         remember(attempt.task, attempt, "FetchFailed", blame, f"{reason.evidence}: {reason.text}")
         launched_s = attempt.launched_s
         if reason.evidence == "refused" and self._executors.changed_worker(reason.host, launched_s):
-            self._dag.requeue(attempt, _REFUSED_DELAY_S)
+            self._dag.requeue(attempt, 0.0 if self._is_elsewhere(reason) else _REFUSED_DELAY_S)
             return
         if reason.map_index < 0:
             self._block_failed(attempt, reason)
@@ -444,6 +444,17 @@ class Ends:
             if (place.host, place.store) == (reason.host, reason.store):
                 return place if reason.attempt in (place.attempt, -1) else None
         return None
+
+    def _is_elsewhere(self, reason: FetchFailed) -> bool:
+        """Whether another host serves this output: from now on readers hear of that one, too (WK-2)."""
+        outputs = self._outputs.get(reason.shuffle)
+        if outputs is None or not 0 <= reason.map_index < outputs.map_count:
+            return False
+        outputs.tell()
+        return any(
+            place.host != reason.host and place.host not in self._executors.orphaned
+            for place in outputs.locations(reason.map_index)
+        )
 
     def _is_lost(self, attempt: Attempt, reason: FetchFailed, output: MapStatus) -> bool:
         """Slow or out of reach is not lost, until it has been so again and again (BL-2, NET-8)."""

@@ -25,8 +25,8 @@ class ShuffleOutputs:
     """The outputs of one shuffle at its current generation."""
 
     __slots__ = (
-        "_merged", "_message", "checksums", "copies", "fingerprint", "generation", "map_count", "missing",
-        "shuffle", "sources", "statuses", "version",
+        "_merged", "_message", "_untold", "checksums", "copies", "fingerprint", "generation", "map_count",
+        "missing", "shuffle", "sources", "statuses", "version",
     )  # fmt: skip
 
     def __init__(self, shape: ShuffleShape) -> None:
@@ -42,6 +42,7 @@ class ShuffleOutputs:
         self.sources: set[ShuffleId] = set()  # shuffles from whose current generation an output was built
         self._merged = bytearray(shape.map_count)
         self._message: MapOutputs | None = None
+        self._untold = False  # whether there are copies that no version tells of
 
     @property
     def complete(self) -> bool:
@@ -81,11 +82,13 @@ class ShuffleOutputs:
         if any(place.host == copy.host for place in places):
             return False
         self.copies[copy.map_index] = (*places[1:], copy)
+        self._untold = True
         return True
 
     def tell(self) -> None:
-        """Readers are to hear of copies that were added, whatever else changes."""
-        self._changed()
+        """Whoever is sent to read from now on hears of all copies."""
+        if self._untold:
+            self._changed()
 
     def lose(self, map_index: int, is_lost: Callable[[MapStatus], bool]) -> bool:
         """Forget the places that ``is_lost``; true when the output is gone with them.  Its checksum stays:
@@ -132,6 +135,7 @@ class ShuffleOutputs:
     def _changed(self) -> None:
         self.version += 1
         self._message = None
+        self._untold = False
 
 
 class MapOutputTracker:

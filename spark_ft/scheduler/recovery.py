@@ -309,6 +309,12 @@ class Recovery:
         self._blocks_lost(self._blocks.drop_host(host), "host lost")
         self._health.forget_host(host)
 
+    def host_unserved(self, host: HostId) -> None:
+        """Nobody serves a host's disks, for now or for good: readers hear of what is elsewhere too (WK-2)."""
+        for outputs in self._outputs:
+            if any(place.host == host for index in outputs.copies for place in outputs.locations(index)):
+                outputs.tell()
+
     def host_inherited(
         self, host: HostId, kept: Iterable[MapStatus], stores: Container[str], alive: Container[str]
     ) -> None:

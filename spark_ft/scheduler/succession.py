@@ -46,6 +46,7 @@ class Succession:
         # Who has left in order has no heir: what was of value has moved (departures.py).
         grace_s = self._settings.worker_grace_s if worker.leaving is None else 0.0
         self._executors.orphan(worker, self._turn.now_s + grace_s)
+        self._recovery.host_unserved(worker.host)
         if not grace_s:
             self.sweep()
         if any(other.has_inherited for other in self._executors.workers_on(worker.host)):

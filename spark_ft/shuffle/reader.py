@@ -69,6 +69,7 @@ class ShuffleReader:
         chosen = [self._nearest(each) for each in places]
         answers: _Answers | None = None
         position = 0
+        in_vain: list[MapStatus] = []  # places that this position was asked for at
         while position < len(places):
             status, key, begun = chosen[position], _key(outputs, chosen[position]), False
             if status.generation != outputs.generation:
@@ -83,16 +84,21 @@ class ShuffleReader:
                     begun = True
                     yield from rows.iter_batches(buffer)
                 position += 1
+                in_vain.clear()
             except RemoteFetch as error:
                 others: tuple[TaskId, ...] = ()
                 if error.evidence not in _NETWORK:
                     others = self._others(outputs, status)
                 else:
                     self._unreachable[status.host] = perf_s() + _UNREACHABLE_S
-                    if not begun and self._nearest(places[position]) is not status:
-                        chosen[position:] = [self._nearest(each) for each in places[position:]]
+                    in_vain.append(status)
+                    left = [place for place in places[position] if place not in in_vain]
+                    if not begun and left:
+                        chosen[position:] = map(self._nearest, [left, *places[position + 1 :]])
                         answers = None
                         continue
+                    if not left and len(in_vain) > 1:  # the next reader begins with it, and tells of another
+                        del self._unreachable[status.host]
                 raise _failed(outputs, status, error.evidence, error.text, others) from error
             except StorageError as error:
                 evidence = _EVIDENCE.get(type(error), "corrupt")

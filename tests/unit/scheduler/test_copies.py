@@ -1,10 +1,20 @@
 """Copies on other hosts: who makes them, what they save, and what never counts (rows BL-11, WK-2, ST-1)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from spark_ft.ids import HostId, Incarnation, NodeId, ShuffleId
+import pytest
+
+from spark_ft.ids import HostId, Incarnation, JobId, NodeId, ShuffleId
 from spark_ft.protocol.effects import Released
-from spark_ft.protocol.messages import CopyMade, DropBlocks, FetchFailed, MakeCopies
+from spark_ft.protocol.messages import (
+    CopyMade,
+    DropBlocks,
+    FetchFailed,
+    MakeCopies,
+    StoresServed,
+    WorkerLost,
+)
 from tests.builders import Lineage, Stand, block, in_memory, source_of
 
 
@@ -345,3 +355,48 @@ def test_an_answer_that_was_not_asked_for_changes_nothing_and_a_dropped_shuffle_
     stand.pass_time(2.0)
     assert len(stand.messages(MakeCopies)) == asked and not stand.core.copies.flying
     assert HostId("h0") in set(stand.core.executors.hosts())
+
+
+def readers_of_replicas() -> tuple[Stand, ShuffleId, int, Callable[[], JobId]]:
+    """Two readers run that were not told of replicas, on h0 and h2; an output on h1, with a replica."""
+    stand = Stand(executors=3, hosts=3, shuffle_replicas=2)
+    lineage, shuffle, target = shuffled(stand, maps=6)
+    stand.submit(lineage, target)
+    readers = stand.running()
+    assert {stand.host_of[task.executor] for task in readers} == {"h0", "h2"}
+    assert not any(task.outputs[shuffle].copies for task in readers)
+    while stand.orders:
+        stand.copy()
+    assert all(len(hosts) == 2 for hosts in replicas(stand, shuffle))
+    told = readers[0].outputs[shuffle].statuses
+    there = next(status.map_index for status in told if status.host == "h1")
+    return stand, shuffle, there, lambda: stand.submit(lineage, target)
+
+
+@pytest.mark.parametrize("heir_first", [False, True])
+def test_WK_2_a_reader_that_nobody_answers_between_two_workers_is_told_of_the_replicas(
+    heir_first: bool,
+) -> None:
+    stand, shuffle, there, _ = readers_of_replicas()
+    outputs = tuple(o for o in stand.core.outputs[shuffle].statuses if o is not None and o.host == "h1")
+    reader, other = stand.running()
+    stand.pass_time(0.1)
+    stand.tell("manager-1", WorkerLost(Incarnation("worker-h1"), "killed"))
+    if heir_first:
+        stand.add_worker("h1", "worker-2", StoresServed((Incarnation("e1"),), outputs, ("e1",)))
+    version = stand.core.outputs[shuffle].version
+    for task in (reader, other):
+        stand.fetch_failed(task, there, "refused")
+        (again,) = [t for t in stand.running() if t.partition == task.partition]
+        places = {copy.host for copy in again.outputs[shuffle].copies if copy.map_index == there}
+        assert places - {"h1"}, "at once, and not of the same place alone"
+    assert stand.core.outputs[shuffle].version == version, "told once is enough"
+    assert not stand.noted("output_lost")
+
+
+def test_WK_2_who_is_sent_to_read_after_a_worker_is_lost_hears_of_the_replicas() -> None:
+    stand, shuffle, _, submit = readers_of_replicas()
+    stand.tell("manager-1", WorkerLost(Incarnation("worker-h1"), "killed"))
+    stand.succeed(*stand.running())
+    submit()
+    assert [len(task.outputs[shuffle].copies) for task in stand.running()] == [6, 6]

@@ -1,5 +1,6 @@
 """One reduce partition of every map output, in map order, or the evidence why not."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,27 @@ def test_NET_8_what_one_host_does_not_give_is_read_from_the_next_for_a_while(tmp
     assert (caught.value.failed.map_index, caught.value.failed.evidence) == (1, "timeout")
     for store in world.stores.values():
         store.close()
+
+
+def test_NET_8_when_no_place_gives_it_that_is_told_and_each_was_asked_once(world: World) -> None:
+    places = [replace(world.put(FAR, 0), host=HostId(host)) for host in ("one", "two", "three")]
+    outputs = MapOutputs(ShuffleId(1), Generation(1), 1, PRINT, (places[0],), tuple(places[1:]))
+    asked: list[HostId] = []
+
+    def cut(requests: Any) -> Any:
+        asked.extend(host for host, _ in requests)
+        assert len(asked) < 20, "asked for ever"
+        raise RemoteFetch(0, "refused", "nobody listens")
+        yield
+
+    world.client.fetch = cut  # type: ignore[method-assign]
+    told = []
+    for _ in range(3):
+        with pytest.raises(FetchError) as caught:
+            list(world.reader.pairs(outputs, 0))
+        told.append(caught.value.failed.host)
+    assert all(sorted(asked[at : at + 3]) == ["one", "three", "two"] for at in (0, 3, 6)) and len(asked) == 9
+    assert set(told) == {"one", "two", "three"}, "in the end the driver knows of all of them"
 
 
 def test_BL_3_damage_is_told_and_not_passed_over_though_there_is_a_copy(world: World) -> None:
