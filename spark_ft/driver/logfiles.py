@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spark_ft.clock import wall_ms
+from spark_ft.clock import perf_s, wall_ms
 from spark_ft.history.files import (
     SUFFIX,
     LogFiles,
@@ -49,6 +49,8 @@ _NAMES_MAX = 100  # of logs of one application id that are being written at once
 _KEPT_SHARE = 8  # ``kept`` takes this part of the log at most, twice while it is replaced …
 _KEPT_MAX_BYTES = 8 << 20  # … and no more than this
 _ORPHAN_S = 60.0
+_COLLECT_S = 60.0
+_next_s: dict[Path, float] = {}  # directory -> when this process collects there again
 
 _START = frozenset({b"application_start", b"application_end"})
 _LAST_TO_GO = frozenset({b"recovery_start", b"recovery_end", b"log_gap"})
@@ -98,8 +100,7 @@ class LogWriter:
         self._retention = retention
         self._fd = -1
         self._files = self._open(directory, file_name(app))
-        self._undo_link()
-        self._older = [(number, size_of(path)) for number, path in self._files.parts()]
+        self._older = [(number, size_of(path)) for number, path in self._undo_link()]
         self._number = 1 + max((number for number, _ in self._older), default=_dropped_of(self._files.kept))
         self._size = os.fstat(self._fd).st_size
         self._torn = self._size > 0 and not _ends_a_line(self._files.path)
@@ -124,11 +125,16 @@ class LogWriter:
                 threading.Event().wait(_LOCK_WAIT_S)
         raise OSError(f"{_NAMES_MAX} applications write event logs named {name} in {directory}")
 
-    def _undo_link(self) -> None:
-        """A writer was killed between the two steps of a roll-over: the newest part has two names."""
-        for _, path in self._files.parts():
+    def _undo_link(self) -> list[tuple[int, Path]]:
+        """The older parts.  Where a writer was killed between the two steps of a roll-over, the newest part
+        has two names."""
+        older = []
+        for number, path in self._files.parts():
             if is_at(self._fd, path):
                 path.unlink()
+            else:
+                older.append((number, path))
+        return older
 
     # --- Writing ---
 
@@ -243,10 +249,13 @@ class LogWriter:
     # --- Others ---
 
     def collect(self) -> None:
-        """Remove logs of ended applications beyond what is to be retained; nothing is raised."""
-        if self._retention.collects:
+        """Remove logs of ended applications beyond what is to be retained; nothing is raised.  Whoever makes
+        one context after another looks at all those files once in a while only."""
+        directory, now_s = self._files.path.parent, perf_s()
+        if self._retention.collects and now_s >= _next_s.get(directory, 0.0):
+            _next_s[directory] = now_s + _COLLECT_S
             with contextlib.suppress(OSError):
-                collect(self._files.path.parent, self._retention)
+                collect(directory, self._retention)
 
 
 def collect(directory: Path, retention: Retention) -> list[str]:

@@ -73,7 +73,7 @@ class LogFiles:
         """The older parts, oldest first."""
         older = self.older
         if older is None:
-            older = tuple(_listing(self.path.parent).get(self.path.name, ()))
+            older = tuple(_listing(self.path.parent, self.path.name).get(self.path.name, ()))
         return [(number, self.part(number)) for number in sorted(older)]
 
     def part(self, number: int) -> Path:
@@ -190,14 +190,17 @@ def written_s(path: Path) -> float:
         return 0.0
 
 
-def _listing(directory: Path) -> dict[str, list[int]]:
-    """Name of a newest part -> numbers of the older ones, also where the newest is missing."""
+def _listing(directory: Path, prefix: str = "") -> dict[str, list[int]]:
+    """Name of a newest part -> numbers of the older ones, also where the newest is missing; of the files
+    whose names begin so."""
     found: dict[str, list[int]] = {}
     try:
         names = os.listdir(directory)
     except OSError:
         return found
     for name in names:
+        if not name.startswith(prefix):
+            continue
         if name.endswith(SUFFIX):
             found.setdefault(name, [])
         elif name.endswith(SUFFIX + KEPT):

@@ -381,6 +381,19 @@ def test_ST_17_a_log_that_is_being_written_stays_however_old_it_is(tmp_path):
     assert list(tmp_path.iterdir()) == [], "all of its parts are gone"
 
 
+def test_ST_17_contexts_in_a_row_look_at_all_logs_once_in_a_while(tmp_path, monkeypatch):
+    collected, now_s = [], [1000.0]
+    monkeypatch.setattr(logfiles, "perf_s", lambda: now_s[0])
+    monkeypatch.setattr(logfiles, "collect", lambda directory, retention: collected.append(directory.name))
+    for name in ("a", "a", "b", "a"):
+        EventLog(tmp_path / name, "app", Retention(collects=True)).close()
+    assert collected == ["a", "b"]
+    now_s[0] += 61
+    EventLog(tmp_path / "a", "app", Retention()).close()
+    EventLog(tmp_path / "a", "app", Retention(collects=True)).close()
+    assert collected == ["a", "b", "a"]
+
+
 def test_ST_17_what_a_killed_collector_left_is_removed_later(tmp_path):
     log = ended_log(tmp_path, "app")
     os.link(log.path, log.part(3))
