@@ -100,7 +100,8 @@ class Stage:
     target: Node
     function: Callable[[int, Iterator[Any]], Any] | None
     output: ShuffleDependency | None
-    name: bytes = b""
+    name: bytes
+    sources: list[Node | None]  # nodes that only hold data, each in its place among all
 
 
 def dump_stage(
@@ -143,14 +144,22 @@ def dump_stage(
                 for d in node.unfolded()
             )
         )
-    parts = (nodes, links, function, None if output is None else _map_side(output), name)
+    sources = [copy if _only_data(node) else None for node, copy in zip(order, nodes, strict=True)]
+    others = [None if _only_data(node) else copy for node, copy in zip(order, nodes, strict=True)]
+    parts = (others, links, function, None if output is None else _map_side(output), name)
     try:
+        data = cloudpickle.dumps(sources, _PROTOCOL)
         payload = cloudpickle.dumps(parts, _PROTOCOL)
     except PySparkException:
         raise  # a context or an RDD inside the closure: says so itself
     except Exception as error:  # user objects may raise anything while they are pickled
         raise _not_serializable(error, order, function, output) from error
-    return pickle.dumps((_main_classes(), payload), _PROTOCOL)
+    return pickle.dumps((_main_classes(), data, payload), _PROTOCOL)
+
+
+def _only_data(node: Node) -> bool:
+    """Whether this is a source of records: it holds slices or splits by the thousand, and no function."""
+    return not node.dependencies and node.partitioner is None
 
 
 def _reduce_side(dependency: ShuffleDependency) -> ShuffleDependency:
@@ -184,14 +193,19 @@ def _map_side(dependency: ShuffleDependency) -> ShuffleDependency:
     )
 
 
-def load_stage(data: bytes) -> Stage:
-    """The inverse of ``dump_stage``, in an executor.  Raises whatever user code raises on import."""
-    classes, payload = pickle.loads(data)
+def load_stage(blob: bytes, sources: list[Node | None] | None = None) -> Stage:
+    """The inverse of ``dump_stage``, in an executor.  Raises whatever user code raises on import.
+
+    ``sources`` of a stage that was loaded from the same blob are taken as they are."""
+    classes, data, payload = pickle.loads(blob)
     if classes:
         main = sys.modules["__main__"]
         for name, value in pickle.loads(classes).items():
             setattr(main, name, value)
-    nodes, links, function, output, name = pickle.loads(payload)
+    if sources is None:
+        sources = pickle.loads(data)
+    others, links, function, output, name = pickle.loads(payload)
+    nodes = [other or source for other, source in zip(others, sources, strict=True)]
     for node, link in zip(nodes, links, strict=True):
         dependencies: list[Dependency] = []
         for item in link:
@@ -200,7 +214,7 @@ def load_stage(data: bytes) -> Stage:
             else:
                 dependencies.append(NarrowDependency(nodes[item[0]], item[1]))
         node.dependencies = tuple(dependencies)
-    return Stage(nodes[-1], function, output, name)
+    return Stage(nodes[-1], function, output, name, sources)
 
 
 # --- Finding the culprit --------------------------------------------------------------------

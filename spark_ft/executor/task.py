@@ -23,6 +23,7 @@ from spark_ft import accumulators, broadcast, closures, failpoints, files, inter
 from spark_ft.clock import perf_s
 from spark_ft.errors import BlockCorrupt, FetchError, StorageError
 from spark_ft.executor.barrier import Barriers
+from spark_ft.executor.captured import Fresh
 from spark_ft.executor.env import Env, ProcessEnv, block_failed
 from spark_ft.executor.failures import UnpicklableResultError, reason_of, words_and_trace
 from spark_ft.executor.tidy import Tidy
@@ -75,7 +76,7 @@ class TaskRunner:
         self._settings = settings
         self._env = ProcessEnv(settings, me, host, root, roots, token, keys)
         self._blobs: dict[BlobId, LoadBlob] = {}
-        self._stages: dict[BlobId, closures.Stage] = {}
+        self._stages: dict[BlobId, dict[int, Fresh]] = {}  # of each slot's thread
         self._results: dict[BlobId, list[BlockRef]] = {}
         self._kept: dict[NodeId, list[BlockRef]] = {}  # persisted partitions in our store
         self.barriers = Barriers()
@@ -186,7 +187,7 @@ class TaskRunner:
         files.ensure(stage_launch.properties, attempt.env)
         try:
             again = launch.attempt > 0 or stage_launch.stage_attempt > 0
-            stage = self._stage(stage_launch.blob, attempt.env, again)
+            stage = self._stage(stage_launch.blob, again)
         except (interrupts.TaskKilled, FetchError):
             raise
         except BaseException as error:  # user modules may do anything when they are imported
@@ -219,18 +220,21 @@ class TaskRunner:
         failpoints.hit("after_manifest_before_report")
         return Success(output=status)
 
-    def _stage(self, blob_id: BlobId, env: Env, again: bool) -> closures.Stage:
-        """The stage's functions, loaded once.  Who computes something ``again`` has them, and broadcasts, as
-        they were sent, whatever user code has made of those in this process (TK-13)."""
+    def _stage(self, blob_id: BlobId, again: bool) -> closures.Stage:
+        """The stage's functions as they were sent, whatever earlier attempts have made of what they hold
+        (captured.py).  Who computes something ``again`` has the broadcasts so, too (TK-13)."""
+        blob, mine = self._blobs[blob_id], self._stages.setdefault(blob_id, {})
+        slot = threading.get_ident()
         if again:
             broadcast.forget_all()
-            self._stages.pop(blob_id, None)
-        stage = self._stages.get(blob_id)
-        if stage is None:
-            blob = self._blobs[blob_id]
-            payload = blob.payload if blob.block is None else env.read_block(blob.block)
-            stage = self._stages[blob_id] = closures.load_stage(payload)
-        return stage
+            mine.pop(slot, None)
+        fresh = mine.get(slot)
+        if fresh is None:
+            fresh = mine[slot] = Fresh(partial(self._payload, blob))
+        return fresh.stage()
+
+    def _payload(self, blob: LoadBlob) -> bytes:
+        return blob.payload if blob.block is None else Env(self._env, ()).read_block(blob.block)
 
     def _result(
         self,

@@ -94,16 +94,17 @@ def _ordering(keyfunc: Callable[[Any], Any], ascending: bool) -> KeyOrdering:
 def _range_partitioner(
     count: int, bounds: list[Any], keyfunc: Callable[[Any], Any], ascending: bool
 ) -> Partitioner:
-    place: Callable[[Any], int] = partial(bisect_left, bounds)  # C: no frame a record
+    fixed = tuple(bounds)  # so that tasks of one process can share it
+    place: Callable[[Any], int] = partial(bisect_left, fixed)  # C: no frame a record
     if keyfunc is not identity:
-        place = _Ranged(bounds, keyfunc)
+        place = _Ranged(fixed, keyfunc)
     return Partitioner(count, place if ascending else _Mirrored(place))
 
 
 class _Ranged:
     __slots__ = ("bounds", "keyfunc")
 
-    def __init__(self, bounds: list[Any], keyfunc: Callable[[Any], Any]) -> None:
+    def __init__(self, bounds: tuple[Any, ...], keyfunc: Callable[[Any], Any]) -> None:
         self.bounds = bounds
         self.keyfunc = keyfunc
 

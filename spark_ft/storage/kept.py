@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from spark_ft import closures
 
-_FIXED = frozenset({
+FIXED = frozenset({
     int, float, complex, bool, str, bytes, type(None), range, type(...), decimal.Decimal,
 })  # fmt: skip
 _DATES = ("date", "datetime", "time", "timedelta", "timezone")
@@ -114,7 +114,7 @@ def _look_into(batch: list[Any], numpy: Any) -> tuple[bool, list[Any]]:
             if any(each.dtype.hasobject for each in found):
                 return False, []
             arrays += found
-        below = {kind for kind in types - _FIXED if not _is_fixed(kind, numpy)}
+        below = {kind for kind in types - FIXED if not is_fixed(kind, numpy)}
         if not below:
             return True, arrays
         if not all(map(_is_tuple, below)):
@@ -125,7 +125,7 @@ def _look_into(batch: list[Any], numpy: Any) -> tuple[bool, list[Any]]:
     return False, []
 
 
-def _is_fixed(kind: type, numpy: Any) -> bool:
+def is_fixed(kind: type, numpy: Any) -> bool:
     """Whether values of this type cannot be changed, or are arrays."""
     if kind.__module__ == "datetime":
         return kind.__name__ in _DATES

@@ -20,9 +20,7 @@ MIB = 1 << 20
 # --- TK-12: they do not say the same twice --------------------------------------------------------
 
 
-def test_TK_12_hashes_and_orders_of_sets_are_the_same_in_whoever_computes_again(
-    start, tmp_path
-) -> None:
+def test_TK_12_hashes_and_orders_of_sets_are_the_same_in_whoever_computes_again(start, tmp_path) -> None:
     running = start("local[2]")
     running.log.wait_for("executor_added", 2)
     share = Gate(tmp_path / "share").share(2)
@@ -86,6 +84,92 @@ def test_TK_13_what_a_task_does_to_cached_records_no_later_task_sees(start) -> N
         arrays.map(lambda pair: add_in_place(pair[1])).collect()
     assert arrays.map(lambda pair: int(pair[1].sum())).sum() == 3 * sum(range(8))
     assert len(running.log.of("cached")) == 8, "read from memory each time"
+
+
+def test_TK_13_a_retry_does_not_see_what_the_failed_attempt_left_behind(start, tmp_path) -> None:
+    running, gate = start("local[1,4]", spark_speculation=False), Gate(tmp_path / "gate")
+    seen: set[int] = set()
+    calls = {"count": 0}
+
+    def once(x: int) -> bool:
+        calls["count"] += 1
+        if x == 5 and gate.arrive(0) == 0:
+            raise ValueError(f"in the middle, after {calls['count']} records")
+        return x % 5 not in seen and not seen.add(x % 5)
+
+    kept = running.sc.parallelize(range(30), 3).filter(once).map(lambda x: (x, os.getpid())).collect()
+    assert len({pid for _, pid in kept}) == 1, "another process would have had fresh ones anyhow"
+    assert [x for x, _ in kept] == [10 * p + x for p in range(3) for x in range(5)]
+    assert gate.arrivals() == {"0": 2}, (
+        "the first attempt has failed, and others ran between it and the second"
+    )
+
+
+class Tally:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def next(self, _: object) -> int:
+        self.count += 1
+        return self.count
+
+
+def _impure(sc) -> dict[str, object]:
+    """The answers of functions that change what they have captured, 40 numbers in 8 partitions."""
+    numbers = sc.parallelize(range(40), 8)
+    seen: set[int] = set()
+    taken: list[int] = []
+    rebound = 0
+
+    def count(x: int) -> int:
+        nonlocal rebound
+        rebound += 1
+        return rebound
+
+    def place(key: int) -> int:
+        taken.append(key)
+        return len(taken)
+
+    space: dict[str, object] = {"__name__": "__main__"}
+    source = "n = 0\ndef f(x):\n    global n\n    n += 1\n    return n\nclass C:\n    n = []\n"
+    source += "def g(x):\n    C.n.append(x)\n    return len(C.n)"
+    exec(source, space)  # noqa: S102 - as a script defines them: they go by value
+    pairs = numbers.map(lambda x: (x % 2, x))
+    return {
+        "filter": numbers.filter(lambda x: x % 5 not in seen and not seen.add(x % 5)).count(),
+        "object": numbers.map(Tally().next).collect(),
+        "default": numbers.map(lambda x, n=[]: n.append(x) or len(n)).collect(),
+        "nonlocal": numbers.map(count).collect(),
+        "global": numbers.map(space["f"]).collect(),
+        "class": numbers.map(space["g"]).collect(),
+        "partitions": numbers.mapPartitions(lambda rows: [taken.extend(rows) or len(taken)]).collect(),
+        "placement": pairs.partitionBy(4, place).glom().map(len).collect(),
+        "merging": sorted(
+            pairs.combineByKey(lambda v: taken.append(v) or len(taken), lambda a, b: a, max, 2).collect()
+        ),
+        "fold": numbers.aggregate([], lambda a, x: a.append(x) or a, lambda a, b: a + b),
+        "foldByKey": sorted(
+            pairs.mapValues(lambda x: [x]).foldByKey([], lambda a, b: a.extend(b) or a).collect()
+        ),
+    }
+
+
+def test_TK_13_answers_do_not_tell_which_process_ran_which_task(start) -> None:
+    running = start("local[1]")
+    alone = _impure(running.sc)
+    running.stop()
+    running = start("local[4]")
+    running.log.wait_for("executor_added", 4)
+    four = _impure(running.sc)
+    assert alone == four
+    own = [1, 2, 3, 4, 5] * 8
+    for name in ("object", "default", "nonlocal", "global", "class"):
+        assert alone[name] == own, name
+    assert alone["filter"] == 40 and alone["partitions"] == [5] * 8
+    assert alone["placement"] == [8, 16, 8, 8], "each map task numbers its five pairs from 1"
+    assert alone["merging"] == [(0, 2), (1, 2)]
+    assert alone["fold"] == list(range(40))
+    assert alone["foldByKey"] == [(0, list(range(0, 40, 2))), (1, list(range(1, 40, 2)))]
 
 
 # --- TK-14: they write somewhere else -----------------------------------------------------------------
