@@ -20,10 +20,12 @@ from chaos.sim.network import ALIVE
 from chaos.sim.violation import ViolationError
 from chaos.sim.worker import Worker
 from spark_ft.ids import JobId, StageId
+from spark_ft.scheduler.taskset import State
 
 if TYPE_CHECKING:
     from chaos.sim.driver import Handle
     from chaos.sim.world import World
+    from spark_ft.scheduler.stage import Stage
 
 _SLACK_S = 2.0  # sweeps of the driver, and looks of ours
 _EXCLUDED_S = 10.0  # everybody may be excluded for so long
@@ -119,8 +121,8 @@ class Lively:
             for stage in core.dag.active.values()
             if not stage.tree.barrier and stage.tasks is not None and stage.tasks.ready
         ]
-        # Who is to write an output waits for a disk that has room; what writes none goes on.
-        placeable = [stage for stage in ready if stage.shuffle is None or not core.health.hosts]
+        # Who is to write an output waits for a disk that has room, and tasks for the end of a back-off.
+        placeable = [s for s in ready if _has_due(s) and (s.shuffle is None or not core.health.hosts)]
         waiting = {job for stage in placeable for job in stage.jobs}
         if self._world.options.settings.scheduler_mode == "FAIR":
             # What a pool has running counts, also on executors that are cut off.
@@ -160,3 +162,14 @@ class Lively:
         hosts = [worker.host for worker in workers]
         if len(hosts) != len(set(hosts)):
             raise ViolationError("L14", f"two workers of one host: {[worker.me for worker in workers]}")
+
+
+def _has_due(stage: Stage) -> bool:
+    """Whether some ready task of it does not wait for a time that was set for it."""
+    tasks = stage.tasks
+    assert tasks is not None
+    delayed = sum(
+        tasks.tasks[partition].ticket == ticket and tasks.tasks[partition].state is State.READY
+        for _, partition, ticket in tasks._delayed
+    )
+    return tasks.ready > delayed

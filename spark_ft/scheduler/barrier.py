@@ -151,6 +151,7 @@ class Gangs:
 
     def sweep(self) -> None:
         """Gangs that can never start end by name; calls that can never return are released."""
+        self.tidy()  # this turn may have ended some
         now_s = self._turn.now_s
         for id in list(self.syncs):
             stage = self._dag.active[id]

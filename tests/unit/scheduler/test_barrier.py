@@ -291,3 +291,14 @@ def test_S_29_a_gang_that_begins_again_and_again_leaves_nothing_in_its_queues() 
         stand.fail(stand.one(0))
         stand.kill_answers()
         stand.pass_time(6.0)
+
+
+def test_BR_4_TK_16_a_gang_that_is_cancelled_while_it_meets_at_the_moment_of_a_sweep_is_no_error() -> None:
+    stand = Stand(executors=2)
+    lineage = Lineage()
+    job = stand.submit(lineage, lineage.barrier(lineage.source(2)))
+    stand.start(*stand.running())
+    stand.tell(stand.one(0).executor, BarrierSync(stand.one(0).task, 1, "barrier"))
+    stand.now_s += 10.0  # a sweep is due
+    stand.cancel(job)
+    assert stand.failure(job).condition == "JOB_CANCELLED"
