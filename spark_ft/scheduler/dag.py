@@ -24,7 +24,7 @@ from spark_ft.ids import BlobId, Generation, HostId, Incarnation, JobId, NodeId,
 from spark_ft.protocol.effects import DeliverResult, FinishJob, JobFailure, JobSubmitted, WithdrawResults
 from spark_ft.protocol.messages import InlineResult, StoredResult
 from spark_ft.scheduler.attempts import Attempts
-from spark_ft.scheduler.cached import CachedBlocks, common, survey
+from spark_ft.scheduler.cached import CachedBlocks, Survey, common, survey
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.scopes import Scopes
@@ -380,10 +380,10 @@ class Dag:
         is added to ``needed``.  Disk blocks are readable from anywhere; memory binds it (S5)."""
         anywhere = survey(stage.tree, partition, self._blocks, trust_memory=False)
         needs = [shuffle for shuffle in anywhere.needs if shuffle in lacking]
-        if not needs:
-            return []
         assert stage.tasks is not None
         trouble = stage.tasks.tasks[partition].trouble
+        if not needs:
+            return self._where_held(stage, anywhere) if trouble is None else []
         is_suspect = trouble is not None and trouble.room is not Room.SHARED  # it needs a fresh process
         if anywhere.memory and not is_suspect:
             trusting = survey(stage.tree, partition, self._blocks, trust_memory=True)
@@ -393,6 +393,12 @@ class Dag:
                     return where
         needed.update(dict.fromkeys(needs))
         return None
+
+    def _where_held(self, stage: Stage, found: Survey) -> list[Incarnation]:
+        """Whose memory alone will do: what is computed elsewhere would be another edition (BL-12)."""
+        if self._blocks.indeterminate.isdisjoint(stage.tree.persisted):
+            return []
+        return [id for id in found.near if self._executors.live[id].accepting]
 
     def _enqueue(self, stage: Stage, task: Task) -> None:
         """Ready for whoever is nearest to its data."""

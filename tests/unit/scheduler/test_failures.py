@@ -1084,6 +1084,27 @@ def test_BL_12_a_second_copy_that_differs_is_not_used_and_its_task_goes_where_th
     assert stand.finished[job] is None and set(stand.core.blocks.held[node][0].memory) == {busy.executor}
 
 
+def test_BL_12_nor_is_it_computed_elsewhere_while_others_of_its_stage_wait_for_a_shuffle() -> None:
+    lineage, stand = Lineage(), Stand(executors=2)
+    node = lineage.persist(lineage.source(2))
+    stand.submit(lineage, node)
+    for partition in (0, 1):
+        stand.succeed(stand.one(partition), cached=(in_memory(node, partition, checksum=10 + partition),))
+    stand.core.blocks.indeterminate.add(node)
+    stand.submit(lineage, lineage.source(2))
+    busy = stand.running()
+    idle = stand.add_executor("h0")
+    either = lineage.union(node, lineage.read(lineage.shuffle(node, 2)))
+    job = stand.submit(lineage, either)
+    stand.pass_time(10.0)
+    assert not [task for task in stand.running() if task.executor == idle], "both memories are busy: it waits"
+    stand.succeed(*busy)
+    stand.run(job)
+    assert stand.finished[job] is None and not stand.noted("cached_indeterminate_recomputed")
+    direct = [t for t in stand.launched.values() if t.message.blob == BlobId(job) and t.partition < 2]
+    assert all(t.executor == in_other_hands(stand, node, t.partition) for t in direct)
+
+
 def test_BL_12_what_was_built_from_a_partition_that_was_unpersisted_since_is_undone_too() -> None:
     stand = Stand(executors=2)
     lineage, node, shuffle, job = two_uses(stand)
