@@ -121,8 +121,15 @@ class Lively:
             for stage in core.dag.active.values()
             if not stage.tree.barrier and stage.tasks is not None and stage.tasks.ready
         ]
-        # Who is to write an output waits for a disk that has room, and tasks for the end of a back-off.
-        placeable = [s for s in ready if _has_due(s) and (s.shuffle is None or not core.health.hosts)]
+        # Who is to write an output waits for a disk that has room, who reads one for a host that can, and tasks
+        # for the end of a back-off.
+        placeable = [
+            s
+            for s in ready
+            if _has_due(s)
+            and not (core.health.hosts and s.shuffle is not None)
+            and not (core.links and s.tree.parents)
+        ]
         waiting = {job for stage in placeable for job in stage.jobs}
         if self._world.options.settings.scheduler_mode == "FAIR":
             # What a pool has running counts, also on executors that are cut off.
