@@ -121,8 +121,8 @@ class Lively:
             for stage in core.dag.active.values()
             if not stage.tree.barrier and stage.tasks is not None and stage.tasks.ready
         ]
-        # Who is to write an output waits for a disk that has room, who reads one for a host that can, and tasks
-        # for the end of a back-off.
+        # Who is to write an output waits for a disk that has room, who reads one for a host that can, and
+        # tasks for the end of a back-off.
         placeable = [
             s
             for s in ready
