@@ -60,13 +60,15 @@ def _common(command: F) -> F:
     default="spark-ft-manager",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where it keeps what has to outlive it; one manager each.",
+    help="Where it keeps what has to outlive it.",
 )
+@click.option("--standby", is_flag=True, help="Wait in the work directory of another, until that ends.")
 def manager(
     host: str,
     bind: str | None,
     port: int,
     work_dir: Path,
+    standby: bool,
     properties_file: Path | None,
     pairs: tuple[str, ...],
 ) -> None:
@@ -81,6 +83,7 @@ def manager(
         settings={key: str(value) for key, value in settings.extra.items()},
         keys=_keys(settings),
         work_dir=str(work_dir.absolute()),
+        standby=standby,
     )
     processes.become("manager", asdict(config), {})
 

@@ -29,6 +29,7 @@ from spark_ft.protocol.effects import (
     Inherited,
     KillProcess,
     Measure,
+    Remember,
     SpawnExecutor,
     StacksDumped,
     WatchProcess,
@@ -280,7 +281,7 @@ class Manager(Process):
     router = True
 
     def __init__(self, world: World, me: Incarnation) -> None:
-        core = ManagerCore(me, world.options.settings)
+        core = ManagerCore(me, world.options.settings, world.remembered)
         super().__init__(world, me, "manager", core)
         self.manager_core = core
 
@@ -289,5 +290,7 @@ class Manager(Process):
             case WatchProcess(peer, pid):
                 if pid > 0 and self.world.options.watched:
                     self.world.watch(self, peer)
+            case Remember(hosts):
+                self.world.remembered = hosts
             case _:
                 assert_never(effect)  # type: ignore[arg-type]  # no manager asks for anything else

@@ -84,6 +84,7 @@ class World:
         self.actions = Actions(self)
         self.released_programs: set[int] = set()  # the user has let go of them
         self.manager: Manager | None = None
+        self.remembered: tuple[HostId, ...] = ()  # by managers, of hosts with a worker
         self.workers: dict[HostId, Worker] = {}  # the newest of each host
         self.executors: dict[Incarnation, Executor] = {}
         self._worker_count = 0

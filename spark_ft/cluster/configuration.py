@@ -44,7 +44,8 @@ class WorkerConfig:
 
 @dataclass(frozen=True)
 class ManagerConfig:
-    """``work_dir``: of a daemon, where it keeps what has to outlive it."""
+    """``work_dir``: of a daemon, where it keeps what has to outlive it; ``standby``: it waits there until
+    another one ends.  ``hosts``: of a child, those that had a worker under the manager before it."""
 
     me: str
     endpoint: str
@@ -54,6 +55,8 @@ class ManagerConfig:
     settings: dict[str, str] = field(default_factory=dict)
     keys: tuple[str, str] | None = None
     work_dir: str = ""
+    standby: bool = False
+    hosts: tuple[str, ...] = ()
 
 
 Config = TypeVar("Config", WorkerConfig, ManagerConfig)

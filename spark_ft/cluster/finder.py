@@ -23,7 +23,7 @@ from spark_ft.transport.greeting import Greeter
 from spark_ft.transport.keys import Keys
 
 ASK_INTERVAL_S = 0.5
-ACTIVE = "active"
+ACTIVE, STANDBY = "active", "standby"
 
 log = get_logger(__name__)
 

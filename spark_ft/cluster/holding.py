@@ -89,6 +89,10 @@ class Holdings:
         self.of[executor] = self.of[driver] = holding
         self._places[executor] = HostId(holding.app)
 
+    def of_driver(self, driver: Incarnation | None) -> Holding | None:
+        """What a driver's orders are about; None when nothing of its application is here."""
+        return self.of.get(driver) if self._shared and driver else self._all.get(AppId(""))
+
     def place(self, store: str) -> HostId:
         """Under which of the reader's hosts a store lies, or lay: one that is gone lacks all its outputs, and
         is not one of which nobody has heard.  Raises BlockMissing.  From any thread."""

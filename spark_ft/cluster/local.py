@@ -100,6 +100,7 @@ class _Process:
     interpreter: Interpreter
     started_s: float
     failed_starts: int = 0  # in a row, on this host
+    is_heir: bool = False  # there was one before it
     has_left: bool = False  # it was asked to go, and nobody is put in its place
     unwatch: StopWatching | None = None
 
@@ -210,10 +211,11 @@ class LocalCluster:
         """Tell a manager who it is, and ask it for executors; where others find it."""
         assert self._host is not None and self._scratch is not None
         bound = _fixed(self.endpoint("manager"))
+        hosts = tuple(worker.host for worker in self._workers) if manager.is_heir else ()
         endpoint = self.advertised(bound)
         config = ManagerConfig(
             manager.me, bound, str(self._scratch.path), self._token.hex(), os.getpid(), self._pairs,
-            self._key_pair,
+            self._key_pair, hosts=hosts,
         )  # fmt: skip
         manager.interpreter.configure(asdict(config))
         self._host.connect(manager.me, endpoint)
@@ -311,7 +313,7 @@ class LocalCluster:
                 process.failed_starts += 1
                 self._later(process)
                 return
-            successor.failed_starts = process.failed_starts
+            successor.failed_starts, successor.is_heir = process.failed_starts, True
             if process.host:
                 self._workers[self._workers.index(process)] = successor
                 self._configure(successor)

@@ -101,7 +101,7 @@ class StandaloneCluster:
         pid = os.getpid() if is_private(host.endpoint) else 0
         self._wish = RegisterApp(
             app, me, self.advertised(host.endpoint), pid, self.expected_executors, self._slots,
-            self.executor_memory_bytes, pairs,
+            self.executor_memory_bytes, pairs, self._cores,
         )  # fmt: skip
         self._register(self._found)
         self._finder.on_found = self._moved

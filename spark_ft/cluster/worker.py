@@ -22,6 +22,8 @@ Rules
   5. A later AssignExecutors for an application replaces the earlier one.  A new driver of the same
      application gets new executors: the old ones were leased to a driver that is no more.
   6. A new manager is told what the one before had granted, and whatever runs goes on (CM-1).
+  7. Several applications may have executors here.  Names of nodes and shuffles, and what was found when the
+     worker came, are one application's and mean nothing to another.
 
 Invariants (``check_invariants``)
   * an executor belongs to one application; live ones that are not surplus <= count.
@@ -160,8 +162,8 @@ class WorkerCore:
         self._rng = rng  # so that all workers of a manager that is back do not knock in step (CLK-5)
         self._register = RegisterWorker(me, host, pid, cores, memory_bytes)
         self._registered = not has_manager
-        self._found: Inherited | None = None  # what was here; until that is known nobody is told of us
-        self._heirlooms: dict[Incarnation, Incarnation] = {}  # executors not claimed yet, and their drivers
+        self._found: dict[AppId | None, Inherited] = {}  # what was here, until its driver comes for it
+        self._has_looked = False  # until that is known nobody is told of us
         self._register_at_s = 0.0
         self._started = 0  # executors ever, for their names
         self._apps: dict[AppId, _App] = {}
@@ -181,9 +183,9 @@ class WorkerCore:
         match event:
             case Received(sender, message):
                 self._received(sender, message, now_s, out)
-            case Inherited(executors):
-                self._found, self._heirlooms = event, dict(executors)
-                self._register_at_s = now_s
+            case Inherited():
+                self._found[event.app] = event
+                self._has_looked, self._register_at_s = not event.more, now_s
             case ChildSpawned(executor, pid):
                 self._spawned(executor, pid, now_s, out)
             case ChildExited():
@@ -213,7 +215,7 @@ class WorkerCore:
         if self._exiting:
             return None
         times: list[float] = [] if self._leave_by_s is None else [self._leave_by_s]
-        if not self._registered and self._found is not None:
+        if not self._registered and self._has_looked:
             times.append(self._register_at_s)
         if not self._measuring and self._beating():
             times.append(self._beat_at_s)
@@ -234,7 +236,7 @@ class WorkerCore:
                 if app in self._apps:
                     self._release(app, self._apps[app], now_s, out)
                 else:
-                    out.append(Send(sender, AppReleased(app, self._me)))
+                    out.append(Send(sender, AppReleased(app, self._me)))  # long since
             case WorkerRegistered():
                 if not self._registered:
                     self._registered = True
@@ -270,12 +272,12 @@ class WorkerCore:
                     app.may_leave = app.may_leave or app.assignment.driver == sender
                 self._leave_if_free(out)
             case DropShuffles(fingerprints):
-                out.append(DropStores(fingerprints=tuple(fingerprints)))
+                out.append(DropStores(fingerprints=tuple(fingerprints), owner=sender))
             case MakeCopies(orders, hosts):
                 if self._serves(sender):
                     out.append(Copy(sender, orders, hosts))
             case DropBlocks(nodes=nodes, copies=copies):
-                out.append(Forget(nodes=nodes, copies=copies))
+                out.append(Forget(nodes=nodes, copies=copies, owner=sender))
             case _:
                 out.append(Note("message_not_for_worker", {"kind": type(message).__name__}))
 
@@ -306,7 +308,7 @@ class WorkerCore:
                 out.append(Connect(wanted.driver, wanted.driver_endpoint))
             hello = WorkerHello(self._me, self._host, self._pid, self._data_endpoint, self._root)
             out.append(Send(wanted.driver, hello))
-            heirlooms = self._claim(wanted.driver, out)
+            heirlooms = self._claim(wanted.app, wanted.driver, out)
             if self._leave_by_s is not None:
                 out.append(Send(wanted.driver, Leaving(self._leave_by_s - now_s, "it was asked to leave")))
         if app is None:
@@ -319,16 +321,25 @@ class WorkerCore:
             app.children[executor].surplus = True
             out.append(KillProcess(executor, SIGTERM))
 
-    def _claim(self, driver: Incarnation, out: list[Effect]) -> list[Incarnation]:
-        """What outlived the worker before us: this driver's own it keeps, the rest has nobody any more."""
-        found, heirlooms = self._found, self._heirlooms
-        if found is None:
+    def _claim(self, app: AppId, driver: Incarnation, out: list[Effect]) -> list[Incarnation]:
+        """What outlived the worker before us: this driver's own it keeps, the rest of the application's has
+        nobody any more."""
+        if not self._has_looked:
             return []
-        self._found, self._heirlooms = Inherited(), {}
-        own = [executor for executor, theirs in heirlooms.items() if theirs == driver]
+        found = self._found.pop(app, None) or self._found.pop(None, None) or Inherited()
+        own = [executor for executor, theirs in found.executors if theirs == driver]
         out.append(Send(driver, StoresServed(tuple(own), found.outputs, found.stores)))
-        out.extend(KillProcess(executor, SIGKILL) for executor in heirlooms if executor not in own)
+        rest = (executor for executor, _ in found.executors if executor not in own)
+        out.extend(KillProcess(executor, SIGKILL) for executor in rest)
         return own
+
+    def _unclaimed_ended(self, exited: ChildExited) -> None:
+        """An heirloom has ended before its driver came for it: what it has committed is still to be had."""
+        for of, found in self._found.items():
+            if any(executor == exited.executor for executor, _ in found.executors):
+                left = tuple(pair for pair in found.executors if pair[0] != exited.executor)
+                outputs = (*found.outputs, *(cast(MapStatus, output) for output in exited.outputs))
+                self._found[of] = replace(found, executors=left, outputs=outputs)
 
     def _peer(self, event: PeerGone | PeerSilent | PeerHeard, now_s: float, out: list[Effect]) -> None:
         """A driver's silence is no end: one that is stopped, or holds its GIL, goes on.  And running
@@ -374,8 +385,11 @@ class WorkerCore:
         """Forget a releasing application once its last child is reaped: nothing writes to its stores then."""
         if app.releasing and not app.children:
             del self._apps[app_id]
+            driver = app.assignment.driver
             out.append(DropStores(app=app_id))
-            out.append(Send(app.owner, AppReleased(app_id, self._me)))
+            out.append(Send(app.owner, AppReleased(app_id, self._me, driver)))
+            if driver != self._granter and not self._serves(driver):
+                out.append(ClosePeer(driver, fence=False, why="its application was released"))
             self._leave_if_free(out)
 
     # --- Children ----------------------------------------------------------------------------
@@ -418,6 +432,7 @@ class WorkerCore:
     def _exited(self, exited: ChildExited, now_s: float, out: list[Effect]) -> None:
         app = self._app_of(exited.executor)
         if app is None:
+            self._unclaimed_ended(exited)
             return
         child = app.children.pop(exited.executor)
         outputs = tuple(cast(MapStatus, output) for output in exited.outputs)
@@ -462,14 +477,11 @@ class WorkerCore:
             self._exiting = True
             out.append(Exit(EXIT_LEFT, "its time to leave in order is over"))
             return
-        if not self._registered and self._found is not None and now_s >= self._register_at_s:
+        if not self._registered and self._has_looked and now_s >= self._register_at_s:
             lot = 1.0 if self._rng is None else self._rng.uniform(1.0, 1.25)
             self._register_at_s = now_s + REGISTER_INTERVAL_S * lot
-            held = tuple(
-                (name, app.assignment.driver, app.assignment.count)
-                for name, app in self._apps.items()
-                if not app.releasing
-            )
+            live = [app.assignment for app in self._apps.values() if not app.releasing]
+            held = tuple((a.app, a.driver, a.count, a.cores or a.slots, a.memory_bytes) for a in live)
             out.append(Send(self._granter, replace(self._register, held=held)))
         if not self._measuring and self._beating() and now_s >= self._beat_at_s:
             self._measuring = True

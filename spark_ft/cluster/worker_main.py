@@ -18,7 +18,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -389,47 +389,49 @@ class _Worker:
         store that has lost its writer surveyed; only then anybody hears of us (WK-1, WK-3)."""
         for app in applications_in(self._root) if self._is_daemon else ():
             self._holdings.hold(app)
-        heirlooms = [pair for holding in self._holdings for pair in self._adopt(holding)]
-        outputs: list[MapStatus] = []
-        whole: list[str] = []
+        found: dict[Holding, _Found] = {}
         left: list[tuple[Holding, str]] = []
         for holding in self._holdings:
+            found[holding] = _Found(self._adopt(holding))
             for name in holding.stores():
                 if name in self._pids:
-                    whole.append(name)
+                    found[holding].whole.append(name)
                 else:
                     left.append((holding, name))
 
         def surveyed(item: tuple[Holding, str], told: object) -> None:
             left.remove(item)
             if isinstance(told, StoresServed):
-                outputs.extend(told.outputs)
-                whole.append(item[1])
+                found[item[0]].outputs.extend(told.outputs)
+                found[item[0]].whole.append(item[1])
             else:
                 _quarantine(*item)
             if not left:
-                done()
-
-        def done() -> None:
-            folders = [self._root / "serving", *(holding.root / "run" for holding in self._holdings)]
-            for path in (path for folder in folders for path in folder.iterdir()):
-                if path.name.partition(".")[0] not in (*self._pids, self._config.me):
-                    path.unlink(missing_ok=True)  # of those that have not lived to see us
-            self._host.post(Inherited(tuple(heirlooms), tuple(outputs), tuple(whole)))
-            config = self._config
-            if config.assignment is not None:  # local[n]: the driver's wish comes with the configuration
-                wish = AssignExecutors(**config.assignment)
-                self._host.post(Received(Incarnation(config.granter), wish))
+                self._looked(found)
 
         def look(_: tuple[SegmentTouched, ...]) -> None:
             if not left:
-                done()
+                self._looked(found)
             for item in list(left):
                 root, host = str(item[0].root), self._host_id
                 spec = {"root": root, "host": host, "store": item[1], "deep": self._rebooted}
                 self._ask("survey", spec, item[0], partial(surveyed, item), SURVEY_TIMEOUT_S)
 
         self._examine(self._left_in(), look)
+
+    def _looked(self, found: dict[Holding, _Found]) -> None:
+        """All is known that was here."""
+        folders = [self._root / "serving", *(holding.root / "run" for holding in found)]
+        for path in (path for folder in folders for path in folder.iterdir()):
+            if path.name.partition(".")[0] not in (*self._pids, self._config.me):
+                path.unlink(missing_ok=True)  # of those that have not lived to see us
+        for holding, here in found.items():
+            self._host.post(here.told(holding.app if self._is_daemon else None, more=self._is_daemon))
+        if self._is_daemon:
+            self._host.post(Inherited())
+        config = self._config
+        if config.assignment is not None:  # local[n]: the driver's wish comes with the configuration
+            self._host.post(Received(Incarnation(config.granter), AssignExecutors(**config.assignment)))
 
     def _left_in(self) -> list[Path]:
         """What the worker before us, and executors that have not lived to see us, were in the middle of."""
@@ -518,23 +520,21 @@ class _Worker:
                 self._collect(holding, now_s)
 
     def _copy(self, effect: Copy) -> None:
-        holding = self._holdings.of.get(effect.owner)
-        if holding is not None:
+        if (holding := self._holdings.of_driver(effect.owner)) is not None:
             holding.copier.copy(effect)
 
     def _forget(self, effect: Forget) -> None:
-        for holding in self._holdings:
+        if (holding := self._holdings.of_driver(effect.owner)) is not None:
             holding.copier.forget(effect.nodes, effect.copies)
 
     def _drop(self, effect: DropStores) -> None:
         if effect.app is not None:  # its executors are reaped: nobody writes there any more
             self._holdings.drop(effect.app)
-            return
-        soon_s = self._clock.now_s() + 1.0  # several come together
-        for holding in self._holdings:
+        elif (holding := self._holdings.of_driver(effect.owner)) is not None:
             holding.copier.drop(Fingerprint(item) for item in effect.fingerprints)
             holding.dropped.update(effect.fingerprints)
-            holding.collect_at_s = min(holding.collect_at_s, soon_s)
+            # Several come together.
+            holding.collect_at_s = min(holding.collect_at_s, self._clock.now_s() + 1.0)
 
     def _collect(self, holding: Holding, now_s: float) -> None:
         holding.collect_at_s = now_s + self._settings.gc_interval_s
@@ -568,6 +568,18 @@ class _Worker:
             self._host.post(PeerGone(effect.peer, "its process has ended"))
 
         processes.watch_process(effect.pid, self._host.watch, self._host.unwatch, gone)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was here of one application."""
+
+    executors: list[tuple[Incarnation, Incarnation]]
+    outputs: list[MapStatus] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
+
+    def told(self, app: AppId | None, more: bool) -> Inherited:
+        return Inherited(tuple(self.executors), tuple(self.outputs), tuple(self.whole), app=app, more=more)
 
 
 def _quarantine(holding: Holding, store: str) -> None:

@@ -161,11 +161,15 @@ class Stopping:
 @record
 class Inherited:
     """The worker has looked at what the one before it left: executors that live, with their drivers, and what
-    their stores and those of dead ones hold; see StoresServed.  Comes once, before anything is assigned."""
+    their stores and those of dead ones hold; see StoresServed.  Comes before anything is assigned: once, or
+    once for each application that has something there, and ``more`` is to come.  ``app``: whose it is; None:
+    of whoever comes first."""
 
     executors: tuple[tuple[Incarnation, Incarnation], ...] = ()  # (executor, its driver)
     outputs: tuple[MapStatus, ...] = ()
     stores: tuple[str, ...] = ()
+    app: AppId | None = None
+    more: bool = False
 
 
 @record
@@ -402,10 +406,11 @@ class AskStacks:
 @record
 class DropStores:
     """Delete what nothing needs: all stores of ``app``, or segments whose every output has one of
-    ``fingerprints``."""
+    ``fingerprints``, which are names of the driver ``owner``'s; None: of this process's own."""
 
     app: AppId | None = None
     fingerprints: tuple[bytes, ...] = ()
+    owner: Incarnation | None = None
 
 
 @record
@@ -456,13 +461,15 @@ class LoadBlob:
 
 @record
 class Forget:
-    """Drop cached nodes, blobs, broadcasts, shuffle locations from this process."""
+    """Drop cached nodes, blobs, broadcasts, shuffle locations from this process, as the driver ``owner``
+    numbers them, where there are several."""
 
     nodes: tuple[NodeId, ...] = ()
     blobs: tuple[BlobId, ...] = ()
     shuffles: tuple[ShuffleId, ...] = ()
     broadcasts: tuple[int, ...] = ()
     copies: tuple[int, ...] = ()
+    owner: Incarnation | None = None
 
 
 @record
@@ -513,6 +520,13 @@ class Connect:
 
 
 @record
+class Remember:
+    """Write down, for a manager that comes after this one, which hosts have a worker."""
+
+    hosts: tuple[HostId, ...]
+
+
+@record
 class WatchProcess:
     """Tell by ``PeerGone`` as soon as this process of this machine has ended."""
 
@@ -525,7 +539,7 @@ Effect = (
     | DeliverResult | WithdrawResults | MergeAccums | FinishJob
     | SpawnExecutor | KillProcess | AskStacks | DropStores
     | RunTask | InterruptTask | ReleaseBarrier | Leased | LoadBlob | Forget | Copy | LearnHosts | Exit
-    | Measure | EndWorker | Connect | WatchProcess
+    | Measure | EndWorker | Connect | WatchProcess | Remember
 )  # fmt: skip
 
 

@@ -400,7 +400,8 @@ class DropShuffles:
 @record
 class AssignExecutors:
     """Keep ``count`` executors of ``slots`` slots and ``memory_bytes`` alive for this driver; a later
-    one for the same driver replaces it.  ``settings`` are the application's, for its executors."""
+    one for the same driver replaces it.  ``settings`` are the application's, for its executors; ``cores`` of
+    each, 0: as many as slots."""
 
     app: AppId
     driver: Incarnation
@@ -410,6 +411,7 @@ class AssignExecutors:
     slots: int
     memory_bytes: int
     settings: dict[str, str] = field(default_factory=dict)
+    cores: int = 0
 
 
 @record
@@ -425,14 +427,14 @@ class ReleaseApp:
 @record
 class RegisterWorker:
     """A worker offers its cores and memory.  Repeated until answered.  ``held``: (application, its driver,
-    executors) that a manager before this one has granted, and that live."""
+    executors, cores and memory of each) that a manager before this one has granted, and that live."""
 
     worker: Incarnation
     host: HostId
     pid: int
     cores: int
     memory_bytes: int
-    held: tuple[tuple[AppId, Incarnation, int], ...] = ()
+    held: tuple[tuple[AppId, Incarnation, int, int, int], ...] = ()
 
 
 @record
@@ -442,10 +444,12 @@ class WorkerRegistered:
 
 @record
 class AppReleased:
-    """Everything of this application is gone from this worker."""
+    """Everything of this application is gone from this worker: it was told so, or its ``driver`` has ended,
+    or could not be reached from there for long."""
 
     app: AppId
     worker: Incarnation
+    driver: Incarnation = Incarnation("")
 
 
 # --- Driver to manager and back ---------------------------------------------------------------
@@ -453,8 +457,8 @@ class AppReleased:
 
 @record
 class RegisterApp:
-    """An application asks for executors: ``executors`` of ``slots`` and ``memory_bytes`` each, at most.
-    Idempotent by the driver's incarnation."""
+    """An application asks for executors: ``executors`` of ``slots`` and ``memory_bytes`` each, at most; 0: all
+    there are.  Idempotent by the driver's incarnation.  ``cores`` as in AssignExecutors."""
 
     app: AppId
     driver: Incarnation
@@ -464,6 +468,7 @@ class RegisterApp:
     slots: int
     memory_bytes: int
     settings: dict[str, str] = field(default_factory=dict)
+    cores: int = 0
 
 
 @record

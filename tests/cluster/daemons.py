@@ -93,10 +93,10 @@ class Standalone:
         self.port = int(found[-1])
         return daemon
 
-    def start_rival(self) -> Daemon:
+    def start_rival(self, *options: str, port: int = 0) -> Daemon:
         """Another manager in the directory of the first."""
         work = str(self.directory / "manager")
-        return self._start("rival", "manager", "--port", "0", "--work-dir", work)
+        return self._start("rival", "manager", "--port", str(port), "--work-dir", work, *options)
 
     def start_worker(self, number: int, cores: int = 1, memory: str = "4g", **environment: str) -> Daemon:
         """The worker of host ``127.0.0.<number>``, once the manager has heard of it; again after a death."""

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from operator import add
@@ -274,3 +275,77 @@ def test_a_worker_that_is_asked_to_end_leaves_in_order(two_hosts, start, tmp_pat
     assert re.search(r"ends: it has left in order", two_hosts.daemons[1].log)
     assert sorted(sums.mapValues(lambda v: v).collect()) == SUMS
     faultlib.assert_r0(running.events(), "map")
+
+
+def test_EX_13_workers_are_restarted_one_after_the_other_and_no_job_fails(two_hosts, start, tmp_path) -> None:
+    """A rolling restart: what each of them holds moves to the other before it ends."""
+    running = start(two_hosts.url, spark_ft_noResourcesTimeout="20s")
+    four_executors(running)
+    sums = sums_of(running.sc, Gate(tmp_path / "gate"))
+    kept = running.sc.parallelize(range(NUMBERS), 4).map(lambda x: x + 1).persist()
+    assert sorted(sums.collect()) == SUMS and kept.sum() == sum(range(1, NUMBERS + 1))
+    jobs: list[bool] = []
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            jobs.append(sorted(sums.mapValues(lambda v: v).collect()) == SUMS)
+            jobs.append(kept.sum() == sum(range(1, NUMBERS + 1)))
+
+    action = Action(work)
+    for number, daemon in zip((2, 3), two_hosts.daemons[1:3], strict=True):
+        before = len(running.log.of("worker_added"))
+        assert daemon.terminate(30.0) == 73, daemon.log
+        two_hosts.start_worker(number, cores=2)
+        running.log.wait_for("worker_added", before + 1)
+        wait_until(lambda: len(running.log.pids()) == 4, what="four executors again")
+    seen = len(jobs)
+    wait_until(lambda: len(jobs) >= seen + 4, what="jobs after the restarts")
+    done.set()
+    action.result()
+    assert all(jobs) and len(jobs) >= 8
+    faultlib.assert_r0(running.events(), "map")
+
+
+def test_WK_1_each_application_gets_its_own_back_from_a_worker_that_is_started_again(
+    two_hosts, start, tmp_path
+) -> None:
+    running = start(two_hosts.url, spark_executor_instances=2)
+    wait_until(lambda: len(running.log.pids()) == 2, what="two executors")
+    program = tmp_path / "other.py"
+    program.write_text(
+        "import sys\n"
+        "from operator import add\n"
+        "from spark_ft import SparkConf, SparkContext\n"
+        "conf = SparkConf().setMaster(sys.argv[1]).set('spark.eventLog.dir', sys.argv[2])\n"
+        "with SparkContext(conf=conf) as sc:\n"
+        "    pairs = sc.parallelize(range(600), 6).map(lambda x: (x % 5, x)).reduceByKey(add, 4)\n"
+        "    for _ in range(2):\n"
+        "        print(sorted(pairs.collect()), flush=True)\n"
+        "        sys.stdin.readline()\n"
+    )
+    how = faultlib.python(str(program), two_hosts.url, str(tmp_path / "other"))
+    other = subprocess.Popen(**how, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline().strip() == str(SUMS)
+        log = faultlib.EventLog(tmp_path / "other")
+        wait_until(lambda: len(log.pids()) == 2, what="two executors")
+        sums = sums_of(running.sc)
+        assert sorted(sums.collect()) == SUMS
+        before = {**running.log.pids(), **log.pids()}
+        for daemon in two_hosts.daemons[1:3]:
+            daemon.kill()
+        for number in (2, 3):
+            two_hosts.start_worker(number, cores=2)
+        for each in (running.log, log):
+            each.wait_for("executor_adopted", 2, deadline_s=10.0)
+        assert sorted(sums.mapValues(lambda v: v).collect()) == SUMS
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert other.stdout.readline().strip() == str(SUMS)
+        assert {**running.log.pids(), **log.pids()} == before, "nobody was ended"
+        faultlib.assert_r0(running.events(), "map")
+        faultlib.assert_r0(log.read(), "map")
+    finally:
+        other.communicate("\n\n", timeout=10)
+    assert other.returncode == 0

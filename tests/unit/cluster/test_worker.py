@@ -1,6 +1,7 @@
 """WorkerCore: events in, effects compared; no clock, no socket, no process."""
 
 import itertools
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -14,13 +15,14 @@ from spark_ft.cluster.worker import (
     TERM_GRACE_S,
     WorkerCore,
 )
-from spark_ft.ids import AppId, Fingerprint, HostId, Incarnation
+from spark_ft.ids import AppId, Fingerprint, Generation, HostId, Incarnation, ShuffleId, TaskId
 from spark_ft.protocol.effects import (
     AskStacks,
     ChildExited,
     ChildrenSeen,
     ChildSpawned,
     ChildStopped,
+    ClosePeer,
     Connect,
     DropStores,
     Effect,
@@ -53,6 +55,7 @@ from spark_ft.protocol.messages import (
     KillExecutor,
     Leave,
     Leaving,
+    MapStatus,
     MayLeave,
     Message,
     RegisterWorker,
@@ -346,7 +349,11 @@ def test_release_ends_executors_softly_then_hard_and_drops_stores_when_all_are_r
     assert spawned(driven.die(first, signal=SIGHUP)) == []
     assert KillProcess(second, SIGKILL) in driven.at(driven.now_s + TERM_GRACE_S)
     effects = driven.die(second, signal=SIGKILL)
-    assert effects[-2:] == [DropStores(app=APP), Send(MANAGER, AppReleased(APP, ME))]
+    assert effects[-3:] == [
+        DropStores(app=APP),
+        Send(MANAGER, AppReleased(APP, ME, DRIVER)),
+        ClosePeer(DRIVER, fence=False, why="its application was released"),
+    ]
     assert driven.tell(ReleaseApp(APP), MANAGER) == [Send(MANAGER, AppReleased(APP, ME))]
 
 
@@ -368,7 +375,9 @@ def test_executors_and_stores_of_a_driver_that_is_gone_go_at_once(gone: Event) -
 def test_dropped_shuffles_are_dropped_from_the_stores() -> None:
     driven = Driven()
     driven.start(1)
-    assert driven.tell(DropShuffles((Fingerprint(b"f" * 16),))) == [DropStores(fingerprints=(b"f" * 16,))]
+    assert driven.tell(DropShuffles((Fingerprint(b"f" * 16),))) == [
+        DropStores(fingerprints=(b"f" * 16,), owner=DRIVER)
+    ]
 
 
 def test_CM_1_a_manager_that_is_gone_disturbs_nothing_that_runs() -> None:
@@ -387,7 +396,9 @@ def test_CM_1_another_manager_is_told_what_the_one_before_had_granted() -> None:
     other = Incarnation("manager-2")
     effects = driven.event(GranterMoved(other, "ipc://m"))
     said = [e.message for e in effects if isinstance(e, Send) and e.to == other]
-    assert [message.held for message in said if isinstance(message, RegisterWorker)] == [((APP, DRIVER, 2),)]
+    assert [message.held for message in said if isinstance(message, RegisterWorker)] == [
+        ((APP, DRIVER, 2, 1, 1 << 30),)
+    ]
     assert Connect(other, "ipc://m") in effects
     assert not any(isinstance(effect, KillProcess | Exit) for effect in effects)
     driven.tell(WorkerRegistered(), other)
@@ -456,3 +467,37 @@ def test_WK_1_executors_of_its_driver_are_adopted_and_others_ended() -> None:
     (end,) = sent(driven.die(mine, status=-1, registered=True), ExecutorExited)
     assert isinstance(end, ExecutorExited) and end.executor == mine
     assert driven.tell(assignment(2)) == [], "told once"
+
+
+def test_two_applications_each_get_their_own_back_and_nothing_of_the_other() -> None:
+    driven = Driven(has_manager=True)
+    mine, another, other_app = Incarnation("executor-a"), Incarnation("executor-b"), AppId("app-2")
+    driven.event(Inherited(((mine, DRIVER),), (), ("executor-a",), app=APP, more=True))
+    assert driven.at(driven.now_s) == [], "nobody is told of us before all is known"
+    last = driven.event(Inherited(((another, OTHER),), (), ("executor-b", "executor-c"), app=other_app))
+    assert sent(last, RegisterWorker)
+    effects = driven.tell(assignment(1), MANAGER)
+    assert sent(effects, StoresServed) == [StoresServed((mine,), (), ("executor-a",))]
+    assert not [effect for effect in effects if isinstance(effect, KillProcess | SpawnExecutor)]
+    theirs = replace(assignment(1), app=other_app, driver=OTHER)
+    effects = driven.tell(theirs, MANAGER)
+    assert sent(effects, StoresServed) == [StoresServed((another,), (), ("executor-b", "executor-c"))]
+    assert not [effect for effect in effects if isinstance(effect, KillProcess | SpawnExecutor)]
+    driven.tell(ReleaseApp(APP), MANAGER)
+    effects = driven.die(mine, signal=SIGHUP)
+    assert [effect.app for effect in effects if isinstance(effect, DropStores)] == [APP]
+    assert driven.tell(DropShuffles((Fingerprint(b"f" * 16),)), OTHER) == [
+        DropStores(fingerprints=(b"f" * 16,), owner=OTHER)
+    ]
+
+
+def test_EX_4_an_heirloom_that_ends_before_its_driver_comes_is_not_adopted_and_its_outputs_are() -> None:
+    driven = Driven(has_manager=True)
+    mine = Incarnation("executor-a")
+    driven.event(Inherited(((mine, DRIVER),), (), ("executor-a",), app=APP))
+    where = ShuffleId(1), Generation(0), 0, HostId("host-0"), "executor-a", 0
+    status = MapStatus(*where, TaskId(1), 1, 1, 1)
+    driven.event(ChildExited(mine, -1, 0, "", (status,), True))
+    effects = driven.tell(assignment(1), MANAGER)
+    assert sent(effects, StoresServed) == [StoresServed((), (status,), ("executor-a",))]
+    assert len(spawned(effects)) == 1
