@@ -217,6 +217,10 @@ class Facts:
     helper: int = 1
     nested: int = 1
     local_class: int = 1
+    nested_global: int = 1
+    nested_import: int = 1
+    attribute_name: int = 1
+    of_self: int = 1
     comprehended: int = 1
     member: int = 1
     method: int = 1
@@ -240,6 +244,7 @@ import {m}
 from {m} import outer as taken
 
 LIMIT = {f.a_global}
+INNER = {f.nested_global}
 TABLE = [0, {{"k": ({f.in_a_list},)}}]
 
 def helper(x):
@@ -276,11 +281,12 @@ def key(x, base):
     return x % base
 
 def build(numbers):
-    captured, model = {f.captured}, Model(3)
+    captured, model = {f.captured}, Model({f.of_self})
 
     def step(x):
         def inner(y):
-            return y - {f.nested}
+            from {m}_nested import nested
+            return nested(y - {f.nested} + INNER).a{f.attribute_name}
         class Local:
             weight = {f.local_class}
 
@@ -308,6 +314,10 @@ DEEP = """
 def inner(x):
     return x + {f.imported_deeper}
 """
+NESTED = """
+def nested(x):
+    return x + {f.nested_import}
+"""
 LATE = """
 def late(x):
     return x + {f.imported_late}
@@ -327,11 +337,11 @@ class Written:
 
     def write(self, facts: Facts, changes: Iterable[Callable[[str], str]] = ()) -> str:
         """Its modules; answers the text of its main file."""
-        texts = {"": MODULE, "_deep": DEEP, "_late": LATE, None: MAIN}
+        texts = {"": MODULE, "_deep": DEEP, "_late": LATE, "_nested": NESTED, None: MAIN}
         for suffix, template in texts.items():
             text = template.format(m=self.name, f=facts)
             for change in changes:
-                if suffix != "_late" or change not in NOT_OF_WHOLE_MODULES:
+                if suffix not in ("_late", "_nested") or change not in NOT_OF_WHOLE_MODULES:
                     text = change(text)
             if suffix is None:
                 return text

@@ -66,6 +66,8 @@ PROGRAMS = {
     "descending": lambda r: r.keyBy(abs).repartitionAndSortWithinPartitions(4, ascending=False),
     "join": lambda r: r.keyBy(abs).join(r.keyBy(abs)),
     "cogroup": lambda r: r.keyBy(abs).cogroup(r.keyBy(abs)),
+    "placed": lambda r: r.keyBy(abs).partitionBy(4).mapPartitions(list),
+    "still placed": lambda r: r.keyBy(abs).partitionBy(4).mapPartitions(list, True),
     "pipe": lambda r: r.pipe("cat"),
     "barrier": lambda r: r.barrier().mapPartitions(list),
 }
@@ -185,6 +187,23 @@ def test_surroundings_count():
     one, two = Fingerprints({"hash seed": "0"}), Fingerprints({"hash seed": "1"})
     assert one.node(rdd._node).digest != two.node(rdd._node).digest
     assert one.node(rdd._node) == Fingerprints({"hash seed": "0"}).node(rdd._node)
+
+
+def test_equal_jobs_of_several_threads_share_the_ordinals() -> None:
+    fingerprints, found = Fingerprints(), []
+    rdds = [numbers().keyBy(abs).reduceByKey(add) for _ in range(4)]
+
+    def work(rdd):
+        found.extend(fingerprints.job(rdd._node, len) for _ in range(20))
+
+    threads = [threading.Thread(target=work, args=(rdd,)) for rdd in rdds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(job.ordinal for job in found) == list(range(80))
+    assert len({job.key for job in found}) == 80
+    assert len({rdd._node.dependencies[0].fingerprint for rdd in rdds}) == 4
 
 
 # --- Inputs -----------------------------------------------------------------------------------
