@@ -8,14 +8,17 @@ from chaos.nemesis.disk import Disk
 from chaos.nemesis.full import Full
 from chaos.nemesis.kill import KillExecutor, KillHost, KillManager, KillPairs, KillWorker
 from chaos.nemesis.leave import Decommission
+from chaos.nemesis.mapfull import MapFull
 from chaos.nemesis.network import Network
 from chaos.nemesis.pause import PauseDriver, PauseExecutor, PauseHost
 from chaos.nemesis.resources import Cpu, Memory, Readers
+from chaos.nemesis.smalldisk import SmallDisk
 from chaos.nemesis.stores import SlowDisk
 
 _ALL: tuple[type[Nemesis], ...] = (
     KillExecutor, KillPairs, KillWorker, KillHost, KillManager, Decommission,
-    PauseExecutor, PauseHost, PauseDriver, Network, Disk, Full, SlowDisk, Memory, Cpu, Readers, Clock,
+    PauseExecutor, PauseHost, PauseDriver, Network, Disk, Full, SmallDisk, MapFull,
+    SlowDisk, Memory, Cpu, Readers, Clock,
 )  # fmt: skip
 NEMESES: dict[str, type[Nemesis]] = {cls.name: cls for cls in _ALL}
 

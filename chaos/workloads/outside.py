@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
 from chaos import programs
 from chaos.workloads import Params, Workload, dawdle, exact, scaled
+from spark_ft import StorageLevel
 
 
 class Save(Workload):
@@ -40,6 +42,41 @@ class Save(Workload):
             wrong.append("there is no _SUCCESS")
         if "_temporary" in observed["names"]:
             wrong.append("_temporary was left behind")
+        return wrong
+
+
+class Parcels(Workload):
+    """Records that do not compress, shuffled and kept on disk: some are larger than a small segment."""
+
+    name = "parcels"
+    SIZES = (1_000, 10_000, 50_000, 100_000, 200_000, 300_000)
+
+    def params(self, rng: random.Random, scale: float) -> dict[str, Any]:
+        sizes = [scaled(rng.choice(self.SIZES), scale) for _ in range(24)]
+        return {"sizes": sizes, "slices": rng.randint(3, 6), "reducers": rng.randint(2, 5), "sleep_s": 0.3,
+                "keep": rng.random() < 0.5, "seed": rng.randrange(1 << 30)}  # fmt: skip
+
+    def run(self, sc: Any, params: Params, directory: Path) -> Any:
+        sizes, seed = params["sizes"], params["seed"]
+        slow = dawdle(params["sleep_s"])
+        numbers = sc.parallelize(range(len(sizes)), params["slices"]).mapPartitions(slow)
+        parcels = numbers.map(lambda i: (i, self.contents(seed, i, sizes[i]))).partitionBy(params["reducers"])
+        if params["keep"]:
+            parcels = parcels.persist(StorageLevel.DISK_ONLY)
+        received = parcels.mapValues(lambda parcel: [len(parcel), zlib.crc32(parcel)]).mapPartitions(slow)
+        return {"received": received.collect(), "weight": parcels.map(lambda pair: len(pair[1])).sum()}
+
+    @staticmethod
+    def contents(seed: int, number: int, size: int) -> bytes:
+        return random.Random(f"{seed}/{number}").randbytes(size)
+
+    def check(self, params: Params, observed: Any) -> list[str]:
+        sizes = params["sizes"]
+        contents = [self.contents(params["seed"], i, size) for i, size in enumerate(sizes)]
+        expected = {i: [len(parcel), zlib.crc32(parcel)] for i, parcel in enumerate(contents)}
+        wrong = exact(expected, observed["received"])
+        if observed["weight"] != sum(sizes):
+            wrong.append(f"all parcels weigh {observed['weight']}, not {sum(sizes)}")
         return wrong
 
 

@@ -68,7 +68,7 @@ class ProcessEnv:
     @property
     def transaction_bytes(self) -> int:
         """Dirty pages that LMDB may hold count as the task's memory too."""
-        return max(1 << 20, min(self.settings.transaction_bytes, self.budget_bytes // 8))
+        return min(self.settings.transaction_bytes, max(1 << 20, self.budget_bytes // 8))
 
     def writer(self) -> StoreWriter:
         """This process's own store."""

@@ -59,6 +59,9 @@ __all__ = [
     "serve",
 ]
 
+_PAGE_BYTES = 4096
+_TREE_BYTES = 12 * _PAGE_BYTES  # of a new segment, beside what it holds
+
 
 class StoreWriter:
     """The store of this process: takes map outputs and other blocks, whole or not at all.
@@ -161,25 +164,23 @@ class StoreWriter:
     def write(self, item: bytes, puts: list[tuple[bytes, bytes]]) -> int:
         """One transaction that belongs to ``item``; returns the segment it went to.
 
-        Raises StoreFull when there is no room on the disk, or not even in a new segment.
+        Raises StoreFull when there is no room on the disk.
         """
+        needed = sum(len(value) for _, value in puts)
         with lmdb_env.whole(), self._lock:
             for _ in range(3):  # a damaged segment, then a full one: two are the most that are left in a row
-                number, segment = self._active()
+                number, segment = self._active(needed)
                 try:
                     segment.write(puts)
                 except SegmentFull:
-                    self._roll(number)
+                    self._roll(number, needed)
                     continue
                 except SegmentDamaged:
                     continue
                 self._live[number].add(item)
                 self._spans.setdefault(item, set()).add(number)
                 return number
-        needed = sum(len(value) for _, value in puts)
-        raise StoreFull(
-            f"{needed} bytes do not fit into a segment of {self._segment_bytes}", needed, self._segment_bytes
-        )
+        raise StoreFull(f"{needed} bytes do not fit into a new segment of {self.path}", needed, 0)
 
     def discard(self, item: bytes, chunk_prefix: bytes) -> None:
         """Take an item out: deleted in the active segment, and closed ones left empty are unlinked.
@@ -204,29 +205,34 @@ class StoreWriter:
         if os.path.exists(self._seal):
             raise StorageError(f"{self.path} has been sealed: its writer was given up", "STORE_SEALED")
 
-    def _active(self) -> tuple[int, Segment]:
+    def _active(self, needed: int) -> tuple[int, Segment]:
         """The segment to write to.  One whose file was taken away or damaged is left: what it held is lost
         to all others, and whatever else went there would be too (BL-1, ST-9)."""
         number = next(reversed(self._segments), -1)
         if number < 0 or not self._segments[number].is_in_place:
-            self._new_segment()
+            self._new_segment(needed)
             number = next(reversed(self._segments))
         return number, self._segments[number]
 
-    def _new_segment(self) -> None:
+    def _new_segment(self, needed: int) -> None:
+        """A segment that takes ``needed`` bytes in one transaction.  A chunk is a quarter of a map at most; a
+        manifest, with a row for each reduce partition and what its task added up, may be larger than one."""
         if os.getpid() != self._pid:  # it would stand where the owner's next one is to be (ST-12)
             text = f"{self.path} belongs to the process that this one was forked from"
             raise StorageError(text, "STORE_IN_USE")
         number = self._next_segment
         self._next_segment += 1
         self._segments[number] = lmdb_env.create_segment(
-            layout.segment_path(self.path, number), self._segment_bytes, self._sync, self._any_file_system
+            layout.segment_path(self.path, number),
+            max(self._segment_bytes, -(-needed // _PAGE_BYTES) * _PAGE_BYTES + _TREE_BYTES),
+            self._sync,
+            self._any_file_system,
         )
         self._live[number] = set()
 
-    def _roll(self, number: int) -> None:
+    def _roll(self, number: int, needed: int) -> None:
         """Close the full segment and open the next one (ST-2)."""
-        self._new_segment()
+        self._new_segment(needed)
         lmdb_env.mark_closed(layout.segment_path(self.path, number))
         if not self._live[number]:
             self._unlink(number)

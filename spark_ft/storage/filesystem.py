@@ -3,10 +3,11 @@ there is room."""
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
-from spark_ft.errors import StorageError
+from spark_ft.errors import HostExhausted, SparkFtError, StorageError, StoreFull
 
 _NETWORK_FILE_SYSTEMS = {
     "9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "gpfs",
@@ -14,6 +15,7 @@ _NETWORK_FILE_SYSTEMS = {
 }  # fmt: skip
 
 FULL_SIGNS = ("No space left", "quota exceeded", "File too large")  # what errors say of a full disk
+_EXHAUSTED = {code: os.strerror(code) for code in (errno.EMFILE, errno.ENFILE, errno.EAGAIN)}
 
 
 def check_file_system(path: Path, mounts: str | None = None) -> None:
@@ -65,3 +67,31 @@ def free_space(path: Path) -> int:
     except OSError:
         return 0
     return status.f_bavail * status.f_frsize
+
+
+def allocate(path: Path, size_bytes: int) -> None:
+    """Have so many bytes at ``path`` on the disk, whatever is in them already: who maps a hole and writes to
+    it dies of SIGBUS on a full disk (ST-1).  Raises as ``os_error`` says, and then may have some of them."""
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(fd, 0, size_bytes)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise os_error(error, path, size_bytes) from None
+
+
+def is_exhausted(error: Exception) -> bool:
+    """Whether it is the process or the host that has run out of something other than room on the disk."""
+    return getattr(error, "errno", None) in _EXHAUSTED or str(error).endswith(tuple(_EXHAUSTED.values()))
+
+
+def os_error(error: OSError, path: Path, needed_bytes: int = 0) -> SparkFtError:
+    """Our word for what the file system says."""
+    if is_exhausted(error):
+        return HostExhausted(f"{path}: {error}")
+    if any(sign in str(error) for sign in FULL_SIGNS):
+        free_bytes = free_space(path.parent)
+        return StoreFull(f"{path}: {needed_bytes} bytes needed, {free_bytes} free", needed_bytes, free_bytes)
+    return StorageError(f"{path}: {error}", "STORE_NOT_WRITABLE")

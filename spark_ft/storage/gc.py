@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spark_ft.errors import StorageError
-from spark_ft.storage import layout, lmdb_env
+from spark_ft.storage import filesystem, layout, lmdb_env
 
 COMPACT_FROM_BYTES = 16 << 20  # of garbage, and more than half of a segment
 
@@ -120,7 +120,7 @@ def _compact(path: Path, live: Collection[bytes]) -> bool:
         segment.compact_to(fresh)
         os.replace(fresh / "data.mdb", path / "data.mdb")
     except OSError as error:
-        raise lmdb_env.os_error(error, path) from None
+        raise filesystem.os_error(error, path) from None
     finally:
         segment.close()
         layout.remove_tree(fresh)

@@ -30,7 +30,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from spark_ft.errors import BlockCorrupt, BlockMissing, StorageError
 from spark_ft.ids import Fingerprint, Generation, ShuffleId, TaskId
-from spark_ft.storage import lmdb_env
+from spark_ft.storage import filesystem, lmdb_env
 from spark_ft.storage.lmdb_env import Get, Segment
 
 CHUNK_BYTES = (1 << 20) - 128  # value, key and page header fill whole pages
@@ -236,7 +236,7 @@ def mark_expired(root: Path, names: Iterable[bytes]) -> None:
             with open(root / "expired", "ab", buffering=0) as file:
                 file.write(records)
         except OSError as error:
-            raise lmdb_env.os_error(error, root / "expired", len(records)) from None
+            raise filesystem.os_error(error, root / "expired", len(records)) from None
 
 
 def read_expired(root: Path) -> set[bytes]:

@@ -24,8 +24,8 @@ off always: it wins nothing on fresh files and lays the map open to stray writes
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -36,10 +36,19 @@ import lmdb
 from spark_ft import failpoints, interrupts
 from spark_ft.errors import BlockCorrupt, BlockMissing, HostExhausted, SparkFtError, StorageError, StoreFull
 from spark_ft.storage import touched
-from spark_ft.storage.filesystem import FULL_SIGNS, can_grow, check_file_system, free_space
+from spark_ft.storage.filesystem import (
+    FULL_SIGNS,
+    allocate,
+    can_grow,
+    check_file_system,
+    free_space,
+    is_exhausted,
+    os_error,
+)
 from spark_ft.storage.metapages import checked_map_bytes
 
 T = TypeVar("T")
+Inode = tuple[int, int]  # of which device
 View = bytes | memoryview
 Get = Callable[[bytes], memoryview | None]  # views die with the transaction they were got in
 
@@ -48,10 +57,11 @@ FORMAT = b"spark_ft store 1"
 MAX_READERS = 510  # slots of the lock table; one is used per open read transaction of a process
 OPEN_SEGMENTS_MAX = 256  # for reading, in one process: each takes one or two file descriptors
 
+_LOCK_BYTES = 128 + 64 * MAX_READERS  # of the lock table: its head, and a line of the cache for each reader
+
 _DATA, _LOCK, _CLOSED = "data.mdb", "lock.mdb", "closed"
 _READERS_WAIT_S = 30.0  # for a reader slot
 _SLACK_BYTES = 1 << 20  # of pages beside the values themselves
-_EXHAUSTED = {code: os.strerror(code) for code in (errno.EMFILE, errno.ENFILE, errno.EAGAIN)}
 
 
 # What LMDB says of a writable environment whose pages are not what it wrote.
@@ -81,10 +91,11 @@ def whole() -> contextlib.AbstractContextManager[None]:
 class Segment:
     """One open environment.  Any thread may call any method."""
 
-    def __init__(self, path: Path, env: lmdb.Environment, inode: tuple[int, int], writable: bool) -> None:
+    def __init__(
+        self, path: Path, env: lmdb.Environment, inode: Inode, lock_inode: Inode | None, writable: bool
+    ) -> None:
         self.path = path
-        self.inode = inode
-        self.lock_inode = _inode(path, _LOCK)
+        self.inode, self.lock_inode = inode, lock_inode
         self.writable = writable
         self._env: lmdb.Environment | None = env
         self._file = os.fspath(path / _DATA)
@@ -293,19 +304,15 @@ def _unreadable(error: Exception, path: Path) -> Exception:
     WK-9)."""
     if isinstance(error, lmdb.MemoryError):
         return MemoryError(f"{path}: {error}")
-    if _is_exhausted(error):
+    if is_exhausted(error):
         return HostExhausted(f"{path}: {error}")
     return BlockCorrupt(f"{path}: {error}")
-
-
-def _is_exhausted(error: Exception) -> bool:
-    return getattr(error, "errno", None) in _EXHAUSTED or str(error).endswith(tuple(_EXHAUSTED.values()))
 
 
 def _translated(error: Exception, path: Path, needed_bytes: int) -> SparkFtError:
     """Our word for LMDB's: no space is the host's trouble, the rest is the store's."""
     text = str(error)
-    if _is_exhausted(error):
+    if is_exhausted(error):
         return HostExhausted(f"{path}: {text}")
     free_bytes = free_space(path)
     # LMDB calls a short write, which is what a disk that is getting full answers first, an I/O error.
@@ -324,7 +331,7 @@ class _Registry:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.by_inode: dict[tuple[int, int], Segment] = {}
+        self.by_inode: dict[Inode, Segment] = {}
         self.by_path: dict[str, Segment] = {}  # oldest use first, as far as opens tell
         self.opens = 0
 
@@ -341,12 +348,12 @@ class _Registry:
     def readers(self) -> list[Segment]:
         return [segment for segment in self.by_inode.values() if not segment.writable]
 
-    def part_with_namesakes(self, path: Path) -> None:
-        """py-lmdb knows what is open by the inodes of both files, but of a closed segment we hold the data
-        alone: once it is unlinked, the inode of its lock file may be that of another one's."""
-        lock_inode = _inode(path, _LOCK)
-        for segment in self.readers() if lock_inode is not None else ():
-            if segment.lock_inode == lock_inode:
+    def part_with_namesakes(self, *inodes: Inode | None) -> None:
+        """Before the files with these inodes are opened.  py-lmdb knows what is open by the inodes of both
+        files, but of a closed segment we hold the data alone: once it is unlinked, the inode of its lock file
+        may be that of any file of another one."""
+        for segment in self.readers():
+            if segment.lock_inode is not None and segment.lock_inode in inodes:
                 segment.close()
 
     def make_room(self) -> None:
@@ -360,7 +367,7 @@ class _Registry:
 
 
 _registry = _Registry()
-_abandoned: dict[tuple[int, int], lmdb.Environment | None] = {}  # a forked child's inheritance
+_abandoned: dict[Inode, lmdb.Environment | None] = {}  # a forked child's inheritance
 
 
 def _after_fork_in_child() -> None:
@@ -394,26 +401,40 @@ def create_segment(path: Path, map_bytes: int, sync: bool, any_file_system: bool
         path.mkdir(parents=True)
     except OSError as error:
         raise os_error(error, path) from None
-    with whole(), _registry.lock:
-        _registry.make_room()
+    with whole():
         try:
-            env = lmdb.open(
-                str(path),
-                map_size=map_bytes,
-                sync=sync,
-                metasync=sync,
-                writemap=False,
-                meminit=False,
-                max_readers=MAX_READERS,
-                max_spare_txns=2,
-            )
-        except lmdb.Error as error:
-            raise _translated(error, path, 0) from None
-        inode = _inode(path)
-        assert inode is not None, "the file was created just now"
-        segment = Segment(path, env, inode, writable=True)
-        _registry.add(segment)
-    segment.write([(FORMAT_KEY, FORMAT)])
+            with _registry.lock:
+                segment = _created(path, map_bytes, sync)
+            segment.write([(FORMAT_KEY, FORMAT)])
+        except SparkFtError:  # no room: then let what is half made take none
+            with _registry.lock:
+                if (known := _registry.by_path.get(str(path))) is not None:
+                    known.close()
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+    return segment
+
+
+def _created(path: Path, map_bytes: int, sync: bool) -> Segment:
+    _registry.make_room()
+    allocate(path / _LOCK, _LOCK_BYTES)
+    try:
+        env = lmdb.open(
+            str(path),
+            map_size=map_bytes,
+            sync=sync,
+            metasync=sync,
+            writemap=False,
+            meminit=False,
+            max_readers=MAX_READERS,
+            max_spare_txns=2,
+        )
+    except lmdb.Error as error:
+        raise _translated(error, path, 0) from None
+    inode = _inode(path)
+    assert inode is not None, "the file was created just now"
+    segment = Segment(path, env, inode, _inode(path, _LOCK), writable=True)
+    _registry.add(segment)
     return segment
 
 
@@ -448,8 +469,9 @@ def _open_segment(path: Path) -> Segment:
             raise StorageError(f"{path} was opened by the process this one was forked from", "STORE_IN_USE")
         map_bytes = _checked_map_bytes(path)
         _registry.make_room()
-        _registry.part_with_namesakes(path)
-        segment = Segment(path, _open_readonly(path, map_bytes), inode, writable=False)
+        lock_inode = _inode(path, _LOCK)  # asked now: it may be unlinked by the time it is open
+        _registry.part_with_namesakes(inode, lock_inode)
+        segment = Segment(path, _open_readonly(path, map_bytes), inode, lock_inode, writable=False)
         _registry.add(segment)
         try:
             _check_format(segment)
@@ -514,13 +536,16 @@ def open_shared(path: Path, map_bytes: int, sync: bool, any_file_system: bool = 
         return segment
 
 
-def _open_writable(path: Path, inode: tuple[int, int], map_bytes: int, sync: bool) -> Segment:
+def _open_writable(path: Path, inode: Inode, map_bytes: int, sync: bool) -> Segment:
     map_bytes = max(map_bytes, _checked_map_bytes(path))
+    allocate(path / _LOCK, _LOCK_BYTES)
+    lock_inode = _inode(path, _LOCK)
+    _registry.part_with_namesakes(inode, lock_inode)
     try:
         env = lmdb.open(str(path), map_size=map_bytes, sync=sync, metasync=sync, max_readers=MAX_READERS)
     except lmdb.Error as error:
         raise _unreadable(error, path) from None
-    segment = Segment(path, env, inode, writable=True)
+    segment = Segment(path, env, inode, lock_inode, writable=True)
     _registry.add(segment)
     return segment
 
@@ -547,17 +572,7 @@ def is_closed(path: Path) -> bool:
     return (path / _CLOSED).exists()
 
 
-def os_error(error: OSError, path: Path, needed_bytes: int = 0) -> SparkFtError:
-    """Our word for what the file system says."""
-    if _is_exhausted(error):
-        return HostExhausted(f"{path}: {error}")
-    if any(sign in str(error) for sign in FULL_SIGNS):
-        free_bytes = free_space(path.parent)
-        return StoreFull(f"{path}: {needed_bytes} bytes needed, {free_bytes} free", needed_bytes, free_bytes)
-    return StorageError(f"{path}: {error}", "STORE_NOT_WRITABLE")
-
-
-def _inode(path: Path, name: str = _DATA) -> tuple[int, int] | None:
+def _inode(path: Path, name: str = _DATA) -> Inode | None:
     try:
         status = os.stat(path / name)
     except OSError:
@@ -578,6 +593,6 @@ def _checked_map_bytes(path: Path) -> int:
     try:
         return checked_map_bytes(path / _DATA)
     except OSError as error:
-        if _is_exhausted(error):
+        if is_exhausted(error):
             raise HostExhausted(f"{path}: {error}") from None
         raise BlockMissing(f"{path}: {error}") from None

@@ -14,7 +14,7 @@ from chaos.live import sweep
 from chaos.live.runner import run
 from chaos.nemesis import Fault, Kind, Nemesis
 from chaos.nemesis.registry import NEMESES
-from chaos.schedule import Options
+from chaos.schedule import Options, given
 from chaos.workloads import Params
 from chaos.workloads.aggregates import Bank
 from chaos.workloads.registry import WORKLOADS
@@ -49,6 +49,21 @@ def test_UE_9_EX_1_EX_5_EX_9_EX_13_seeds_of_a_sweep_are_right_and_a_stopped_swee
     assert four[3]["rows"]["EX-13"] >= 1, "whoever was asked to leave has left"
     with pytest.raises(ValueError, match="another sweep"):
         sweep.sweep([0], tmp_path, SECONDS + 1, breakers, ())
+
+
+def test_ST_1_ST_2_maps_that_are_full_and_a_disk_that_fills_up_cost_tries_and_nothing_else(tmp_path: Path):
+    options = Options(11, "parcels", (), "local-cluster[2,1,512]", 4.0)
+    texts = ["map-full.rolls@0.5-4", "small-disk.tmpfs@0.6-2", "small-disk.tmpfs@2.2-4"]
+    findings = run(options, tmp_path / "run", given(texts, options.rng("given")))
+    assert checkers.composed(findings) == checkers.TRUE, told(findings)
+    happened = history.read(tmp_path / "run")
+    rolls, *disks = sorted(happened.faults, key=lambda each: each.fault.number)
+    assert rolls.rows == ("ST-2",) and rolls.evidence["rolled"] >= 10
+    if any("nothing may be mounted" not in str(each.evidence.get("why")) for each in disks):
+        assert any(each.rows == ("ST-1",) for each in disks), disks
+        assert "STORAGE_FULL" in next(each for each in disks if each.rows).evidence["says"][0]
+    assert not [result for result in happened.results if "error" in result], "the other host has room"
+    assert not [line for line in Path("/proc/mounts").read_text().splitlines() if str(tmp_path) in line]
 
 
 class Greedy(Bank):

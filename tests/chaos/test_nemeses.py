@@ -24,5 +24,7 @@ def test_each_kind_of_fault_takes_effect(name: str, tmp_path: Path) -> None:
     told = "\n".join(f"{each.checker} {each.verdict} {each.says}" for each in findings)
     assert checkers.composed(findings) == checkers.TRUE, told
     faults = history.read(tmp_path / "run").faults
+    if any("nothing may be mounted" in str(each.evidence.get("why")) for each in faults):
+        pytest.skip("mounting a small file system takes privileges")
     effective = {each.fault.kind for each in faults if each.took_effect is not False}
     assert effective == {kind.name for kind in NEMESES[name].kinds}, told

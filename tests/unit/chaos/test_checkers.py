@@ -70,6 +70,7 @@ def test_no_workload_takes_nothing_for_an_answer(name: str):
     empty = {"bank": {"balances": [], "sum": 0}, "joins": {"inner": [], "full": [], "both": []},
              "save": {"rows": [], "names": []}, "repartition": {"count": 0, "distinct": 0, "sum": 0},
              "spark-23207": {"count": 0, "distinct": 0, "sum": 0},
+             "parcels": {"received": [], "weight": 0},
              "accumulators": {"keys": 0, "seen": 0, "reduced": 0}}.get(name, [])  # fmt: skip
     assert WORKLOADS[name].check(params, empty)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spark_ft import failpoints, interrupts, rows
-from spark_ft.errors import BlockCorrupt, BlockExpired, BlockIncomplete, BlockMissing, StorageError, StoreFull
+from spark_ft.errors import BlockCorrupt, BlockExpired, BlockIncomplete, BlockMissing, StorageError
 from spark_ft.ids import Fingerprint, Generation, HostId, ShuffleId, TaskId
 from spark_ft.storage import layout, lmdb_env
 from spark_ft.storage.blocks import (
@@ -153,6 +153,22 @@ def test_ST_2_a_full_segment_is_closed_and_an_output_goes_on_in_the_next(root, r
     store.close()
 
 
+@pytest.mark.parametrize("segment_bytes", [64 << 10, 96 << 10, 1 << 20])
+def test_ST_2_a_manifest_larger_than_a_segment_gets_a_segment_that_it_fits_into(
+    segment_bytes, root, reader
+) -> None:
+    store = make_store(root, segment_bytes, segment_bytes // 2)
+    slices = [[[index]] if index % 100 == 0 else [] for index in range(40_000)]  # 32 bytes for each
+    accums = ((1, os.urandom(2 * segment_bytes)),)
+    statuses = [put_output(store, key(index), slices, accums) for index in range(2)]
+    for index, status in enumerate(statuses):
+        assert [read(reader, status, key(index), at) for at in (0, 1, 39_900)] == [[[0]], [], [[39_900]]]
+    listed = reader.outputs(HOST, STORE, deep=True)
+    assert sorted(listed, key=lambda status: status.map_index) == statuses
+    assert statuses[0].accums == accums
+    store.close()
+
+
 def test_BL_1_after_its_files_were_taken_away_a_store_writes_where_readers_find_it(root, reader) -> None:
     store = make_store(root)
     lost = put_output(store, key(0), [[[1]]])
@@ -194,15 +210,6 @@ def test_ST_12_a_forked_child_begins_no_segment_of_its_parents_store(root, reade
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert read(reader, put_output(store, key(1), [[[2]]]), key(1), 0) == [[2]]
-    store.close()
-
-
-def test_a_value_that_fits_no_segment_is_store_full(root) -> None:
-    store = make_store(root, segment_bytes=64 << 10, transaction_bytes=32 << 10)
-    with pytest.raises(StoreFull):
-        store.put_block("rdd", b"x", [b"x" * (64 << 10)] * 1) and store.write(
-            b"r", [(b"r", b"x" * (1 << 20))]
-        )
     store.close()
 
 

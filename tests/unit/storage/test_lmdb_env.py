@@ -141,23 +141,58 @@ print(segment.get(b"before") == b"x" * 1000, len(segment.get(b"after")))
 """
 
 
-def test_ST_1_no_room_on_the_disk_is_store_full_and_the_store_goes_on_when_there_is(tmp_path: Path) -> None:
+def on_a_small_disk(program: str, directory: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a program on a disk of 8 MiB that nobody else sees."""
     mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=8m none "$1" && shift && exec "$@"', "sh"]
     try:
-        allowed = subprocess.run([*mount, str(tmp_path), "true"], capture_output=True).returncode == 0
+        allowed = subprocess.run([*mount, str(directory), "true"], capture_output=True).returncode == 0
     except FileNotFoundError:
         allowed = False
     if not allowed:
         pytest.skip("mounting a small file system takes privileges")
-    done = subprocess.run(
-        [*mount, str(tmp_path), sys.executable, "-c", FILL, str(tmp_path)],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    command = [*mount, str(directory), sys.executable, "-c", program, str(directory)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_ST_1_no_room_on_the_disk_is_store_full_and_the_store_goes_on_when_there_is(tmp_path: Path) -> None:
+    done = on_a_small_disk(FILL, tmp_path)
     assert done.stdout.splitlines() == ["full 1048576 True", "True 1048576"], done.stderr
 
 
+CREATE = """
+import os, sys
+from pathlib import Path
+from spark_ft.errors import StoreFull
+from spark_ft.storage import lmdb_env
+root = Path(sys.argv[1])
+disk = os.statvfs(root)
+(root / "ballast").write_bytes(b"x" * disk.f_bavail * disk.f_frsize)
+made = 0
+for pages in range(16):
+    os.truncate(root / "ballast", (disk.f_bavail - pages) * disk.f_frsize)
+    try:
+        segment = lmdb_env.create_segment(root / f"seg-{pages}", 1 << 20, sync=False)
+        segment.get(b"key")
+        made += 1
+        segment.close()
+        (segment.path / "data.mdb").unlink()
+        (segment.path / "lock.mdb").unlink()
+        segment.path.rmdir()
+    except StoreFull:
+        assert not (root / f"seg-{pages}").exists()
+        assert os.statvfs(root).f_bavail == pages, "what is not there takes no room"
+print(made)
+"""
+
+
+def test_ST_1_a_segment_is_made_or_not_on_a_disk_with_few_pages_left_and_nobody_dies(tmp_path: Path) -> None:
+    done = on_a_small_disk(CREATE, tmp_path)
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr}"
+    assert 1 <= int(done.stdout) <= 6  # eight pages of locks, two heads, a leaf
+
+
 def test_store_full_tells_what_was_needed_and_what_is_free() -> None:
-    full = lmdb_env.os_error(OSError(28, "No space left on device"), Path("/tmp/x"), 77)
+    full = filesystem.os_error(OSError(28, "No space left on device"), Path("/tmp/x"), 77)
     assert isinstance(full, StoreFull)
     assert full.needed_bytes == 77 and full.free_bytes > 0
 
@@ -211,21 +246,41 @@ def test_MEM_6_no_room_to_map_a_file_is_no_damage_of_the_file(tmp_path: Path) ->
     assert lines[1] == "b'value'"
 
 
-def test_a_segment_may_have_the_lock_inode_of_one_that_is_unlinked_but_still_read(tmp_path: Path) -> None:
-    def closed(name: str) -> Path:
-        made = lmdb_env.create_segment(tmp_path / name, 1 << 20, sync=False)
-        made.write([(b"k", name.encode())])
-        made.close()
-        lmdb_env.mark_closed(made.path)
-        return made.path
+def closed_segment(path: Path) -> Path:
+    made = lmdb_env.create_segment(path, 1 << 20, sync=False)
+    made.write([(b"k", path.name.encode())])
+    made.close()
+    lmdb_env.mark_closed(path)
+    return path
 
-    old = closed("old")
-    assert lmdb_env.open_segment(old).get(b"k") == b"old"
-    os.link(old / "lock.mdb", tmp_path / "kept")  # or its inode might go to anybody
-    shutil.rmtree(old)
-    new = closed("new")
-    os.replace(tmp_path / "kept", new / "lock.mdb")
+
+@pytest.mark.parametrize("name", ["lock.mdb", "data.mdb"])
+@pytest.mark.parametrize("when", ["while it is read", "while it is opened"])
+def test_ST_2_a_file_of_a_segment_may_have_the_lock_inode_of_one_that_is_unlinked_but_still_read(
+    name: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, kept = closed_segment(tmp_path / "old"), tmp_path / "kept"
+    os.link(old / "lock.mdb", kept)  # or its inode might go to anybody
+    if when == "while it is opened":
+        opened = lmdb_env._open_readonly
+
+        def unlinked(path: Path, map_bytes: int) -> object:
+            try:
+                return opened(path, map_bytes)
+            finally:
+                shutil.rmtree(path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(lmdb_env, "_open_readonly", unlinked)
+            assert lmdb_env.open_segment(old).get(b"k") == b"old"
+    else:
+        assert lmdb_env.open_segment(old).get(b"k") == b"old"
+        shutil.rmtree(old)
+    new = closed_segment(tmp_path / "new")
+    shutil.copyfile(new / name, kept)  # another file's content, the same inode
+    os.replace(kept, new / name)
     assert lmdb_env.open_segment(new).get(b"k") == b"new"
+    assert lmdb_env.take_over(new).get(b"k") == b"new"
 
 
 @pytest.mark.parametrize("left", [0, 2, 3])
