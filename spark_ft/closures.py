@@ -13,20 +13,23 @@ gets instances of its own classes back.
 
 from __future__ import annotations
 
+import copy as copies
 import functools
 import io
 import pickle
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import cloudpickle
 
 from spark_ft.errors import PySparkException
+from spark_ft.ids import Fingerprint, NodeId, ShuffleId
 from spark_ft.lineage.dependency import Dependency, NarrowDependency, ShuffleDependency
 from spark_ft.lineage.node import Node
+from spark_ft.storagelevel import StorageLevel
 
 CLOUDPICKLE_VERSION = str(cloudpickle.__version__)
 _PROTOCOL = 5
@@ -215,6 +218,63 @@ def load_stage(blob: bytes, sources: list[Node | None] | None = None) -> Stage:
                 dependencies.append(NarrowDependency(nodes[item[0]], item[1]))
         node.dependencies = tuple(dependencies)
     return Stage(nodes[-1], function, output, name, sources)
+
+
+# --- A whole lineage -------------------------------------------------------------------------
+
+
+def dump_lineage(target: Node) -> bytes:
+    """Pickle a lineage, shuffles included, to be built again in this application.  Flat, as a stage is.
+
+    Raises whatever pickling the functions raises.
+    """
+    order: list[Node] = []
+    index: dict[int, int] = {}
+    stack: list[tuple[Node, bool]] = [(target, False)]
+    while stack:
+        node, done = stack.pop()
+        if node.id in index:
+            continue
+        if done:
+            index[node.id] = len(order)
+            order.append(node)
+            continue
+        stack.append((node, True))
+        stack.extend((d.parent, False) for d in reversed(node.dependencies) if d.parent is not None)
+    nodes, links = [], []
+    for node in order:
+        copy = copies.copy(node)
+        copy.dependencies = ()
+        nodes.append(copy)
+        links.append([_link(dependency, index) for dependency in node.dependencies])
+    return cast(bytes, cloudpickle.dumps((nodes, links), _PROTOCOL))
+
+
+def _link(dependency: Dependency, index: Mapping[int, int]) -> tuple[int, Any]:
+    assert dependency.parent is not None
+    if isinstance(dependency, NarrowDependency):
+        return index[dependency.parent.id], dependency.mapping
+    return index[dependency.parent.id], _map_side(dependency)
+
+
+def load_lineage(
+    data: bytes, new_node_id: Callable[[], NodeId], new_shuffle: Callable[[], tuple[ShuffleId, Fingerprint]]
+) -> Node:
+    """The inverse, with new ids: what the first one's ids stand for has been let go of.  Nothing of it is
+    persisted.  Raises whatever user code raises when it is unpickled."""
+    nodes, links = pickle.loads(data)
+    for node, link in zip(nodes, links, strict=True):
+        node.id, node.storage = new_node_id(), StorageLevel.NONE
+        dependencies: list[Dependency] = []
+        for parent, how in link:
+            if isinstance(how, ShuffleDependency):
+                how.shuffle, how.fingerprint = new_shuffle()
+                how.parent, how.lineage = nodes[parent], None
+                dependencies.append(how)
+            else:
+                dependencies.append(NarrowDependency(nodes[parent], how))
+        node.dependencies = tuple(dependencies)
+    return cast(Node, nodes[-1])
 
 
 # --- Finding the culprit --------------------------------------------------------------------

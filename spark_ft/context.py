@@ -20,7 +20,6 @@ import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import spark_ft
@@ -32,17 +31,14 @@ from spark_ft.conf import SparkConf
 from spark_ft.driver.driver import Driver
 from spark_ft.driver.session import DESCRIPTION, GROUP, INTERRUPT, TAGS, DriverSession, callsite
 from spark_ft.errors import ContextInTaskError, JobError, PySparkRuntimeError, SettingsError
-from spark_ft.filesystems import local_path
 from spark_ft.ids import drawn_fingerprint
 from spark_ft.lineage import sources
 from spark_ft.lineage.narrow import CheckpointPoint
 from spark_ft.listener import ListenerBus, load_listeners
 from spark_ft.rdd import RDD
-from spark_ft.rdd.saving import write_batches
 from spark_ft.rdd.transform import union_of
 from spark_ft.settings import Settings, boolean, environment, known_keys
 from spark_ft.status import StatusStore, StatusTracker
-from spark_ft.storage.outputs import save
 from spark_ft.taskcontext import TaskContext
 
 __all__ = ["SparkContext"]
@@ -96,7 +92,6 @@ class SparkContext(DriverSession):
         self._callsite = callsite()
         self.serializer = serializer
         self.profiler_collector = None
-        self._checkpoint_dir: str | None = None
         self._python_includes: list[str] = []
         with SparkContext._lock:
             _refuse_second(SparkContext._active_spark_context)
@@ -179,6 +174,7 @@ class SparkContext(DriverSession):
         driver = self._close(why)
         if driver is not None:
             self._files.close()
+            self.checkpoints.close(keep)
             driver.stop(keep)
             self._listeners.stop()
 
@@ -298,7 +294,9 @@ class SparkContext(DriverSession):
         """Distribute a collection, cut into ``numSlices`` partitions by PySpark's rules."""
         count = self.defaultParallelism if numSlices is None else int(numSlices)
         look = self._fingerprint
-        return RDD(self, sources.parallel_collection(self.new_node_id(), c, count, self.put_block, look))
+        node = sources.parallel_collection(self.new_node_id(), c, count, self.put_block, look)
+        self.track_slices(node)
+        return RDD(self, node)
 
     def range(
         self, start: int, end: int | None = None, step: int = 1, numSlices: int | None = None
@@ -359,10 +357,6 @@ class SparkContext(DriverSession):
         """What ``saveAsPickleFile`` wrote, a partition for each part file."""
         self._live()
         return RDD(self, sources.PickleFile(self.new_node_id(), name))
-
-    def _checkpointFile(self, name: str, input_deserializer: Any = None) -> RDD[Any]:
-        """An RDD of what a checkpoint directory holds."""
-        return self.pickleFile(name)
 
     # --- Shared variables and files ---
 
@@ -484,28 +478,35 @@ class SparkContext(DriverSession):
     # --- Checkpoints ---
 
     def setCheckpointDir(self, dirName: str) -> None:
-        """RDD checkpoints go into a fresh directory below ``dirName``."""
-        self._live()
-        name = str(uuid.UUID(bytes=drawn_fingerprint(), version=4))
-        folder = Path(local_path(dirName)) / name
-        folder.mkdir(parents=True)
-        self._checkpoint_dir = str(folder)
+        """RDD checkpoints go into a directory of this application's own below ``dirName``: a path that all
+        hosts share, or a URL.  With spark.app.id it is the same one in each of its lives."""
+        seed = self._live().seed
+        name = str(uuid.UUID(bytes=seed or drawn_fingerprint(), version=4))
+        self.checkpoints.set_root(dirName, name, lives_on=bool(seed))
 
     def getCheckpointDir(self) -> str | None:
-        return None if self._checkpoint_dir is None else f"file:{self._checkpoint_dir}"
+        return self.checkpoints.root
 
     def has_checkpoint_dir(self) -> bool:
-        return self._checkpoint_dir is not None
+        return self.checkpoints.root is not None
 
     def write_checkpoint(self, point: CheckpointPoint) -> None:
         """Write a marked RDD by a job of its own; then it is read from there, whoever has died."""
-        assert self._checkpoint_dir is not None
         if (fingerprints := self._live().fingerprints) is not None:
             fingerprints.fix(point)
-        folder = os.path.join(self._checkpoint_dir, f"rdd-{point.rdd_id}")
-        saved = save(folder, lambda function: self.run(point, function), write_batches, durable=True)
-        parts = [os.path.join(folder, part) for part in saved.parts]
-        point.settle(f"file:{folder}", sources.PickleFile.of(self.new_node_id(), parts))
+        self.checkpoints.write(point)
+
+    def checkpointFile(self, name: str) -> RDD[Any]:
+        """What an application has checkpointed, this one or another: by what ``getCheckpointFile`` said, or
+        by its name within this application's checkpoint directory.
+
+        Raises JobError (CHECKPOINT_NOT_FOUND).
+        """
+        self._live()
+        return RDD(self, self.checkpoints.restore(name))
+
+    def _checkpointFile(self, name: str, input_deserializer: Any = None) -> RDD[Any]:
+        return self.checkpointFile(name)
 
 
 def _partition_list(function: Callable[[Iterator[Any]], Iterable[Any]], _: int, records: Any) -> list[Any]:

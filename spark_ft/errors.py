@@ -22,6 +22,7 @@
         ├── ProtocolError                  LocalProtocolError: we are wrong; RemoteProtocolError: the peer is
         ├── InputError
         │   ├── InputChanged                 not the file that was planned; trying again is pointless
+        │   │   └── CheckpointLost             nor what was saved
         │   └── InputCorrupt                 bytes that cannot be read as what they should be
         ├── SerializationError
         ├── SettingsError (ValueError)     BAD_CONFIG
@@ -288,6 +289,12 @@ class InputChanged(InputError):
     """The file is not the one that was planned (gone, other size, other time): never retried."""
 
     default_condition = "INPUT_CHANGED"
+
+
+class CheckpointLost(InputChanged):
+    """A part of a checkpoint is gone or damaged."""
+
+    default_condition = "CHECKPOINT_LOST"
 
 
 class InputCorrupt(InputError):

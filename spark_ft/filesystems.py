@@ -147,6 +147,13 @@ class Local:
             os.unlink(fresh)
         return True
 
+    def move(self, source: str, target: str) -> None:
+        """Replaces what was there.  Raises FileNotFoundError."""
+        os.replace(source, target)
+
+    def make_directory(self, path: str) -> None:
+        os.makedirs(path, exist_ok=True)
+
     def delete_tree(self, path: str) -> None:
         """Nothing happens when it is not there."""
         shutil.rmtree(path, ignore_errors=True)
@@ -226,6 +233,13 @@ class Remote:
         """Within the store, without the bytes passing through here.  Raises FileNotFoundError."""
         if sources:
             self._fs.copy(list(sources), list(targets), on_error="raise")
+
+    def move(self, source: str, target: str) -> None:
+        self.copy([source], [target])
+        self._fs.rm_file(source)
+
+    def make_directory(self, path: str) -> None:
+        """A store has none of its own."""
 
     def delete_tree(self, path: str) -> None:
         self._fs.invalidate_cache()

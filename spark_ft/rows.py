@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, BinaryIO, NamedTuple
 
 import lz4.block
 from xxhash import xxh3_64_intdigest
@@ -36,6 +37,8 @@ _PLAIN, _LZ4 = 0, 1
 _COMPRESS_FROM_BYTES = 1024  # below, the header of a block costs more than is won
 _TRIAL_BYTES = 16 << 10  # what is tried first of a large payload
 _LZ4_MAX_BYTES = 1 << 30  # lz4 blocks end at 2 GiB
+_FIRST_ROWS = 1024  # of a file, until it is known how large they are
+_BATCH_BYTES = 128 << 10
 
 Buffer = bytes | bytearray | memoryview
 
@@ -182,3 +185,12 @@ def whole_batches(buffer: Buffer) -> tuple[int, int, int]:
             return end, rows, head.end - end
         end, rows = head.end, rows + head.rows
     return end, rows, HEADER_BYTES
+
+
+def write(file: BinaryIO, records: Iterator[Any]) -> None:
+    """Batches of about 128 KiB; their bounds depend on the records alone."""
+    size = _FIRST_ROWS
+    while batch := list(islice(records, size)):
+        data = encode(batch)
+        file.write(data)
+        size = max(1, min(4 * size, size * _BATCH_BYTES // len(data)))

@@ -203,6 +203,9 @@ class Settings:
     gc_interval_s: float = _key("spark.ft.store.gcInterval", 10.0, seconds, "stale readers, garbage segments", least=_SHORTEST_S)
     reference_tracking: bool = _key("spark.cleaner.referenceTracking", True, boolean, "drop unreachable data")
 
+    clean_checkpoints: bool = _key("spark.cleaner.referenceTracking.cleanCheckpoints", False, boolean, "delete those that nothing reads")
+    keep_lineage: bool = _key("spark.ft.checkpoint.keepLineage", True, boolean, "beside a checkpoint, to mend it")
+
     # A driver's next life; only with spark.app.id
     recovery_dir: str = _key("spark.ft.recovery.dir", "", _path, "what outlives a driver; beside the scratch directories when empty")
     recovery_results_bytes: int = _key("spark.ft.recovery.resultsSize", 64 << 20, size_bytes, "of kept results; the oldest go first", least=0)

@@ -32,6 +32,7 @@ from spark_ft.cluster.interface import ClusterManager
 from spark_ft.cluster.local import LocalCluster
 from spark_ft.cluster.standalone import StandaloneCluster
 from spark_ft.driver.eventlog import open_event_log
+from spark_ft.driver.garbage import Garbage
 from spark_ft.driver.handle import JobHandle
 from spark_ft.driver.journal import Journal
 from spark_ft.errors import ClusterError, DriverFenced, FetchError, SparkFtError
@@ -125,6 +126,7 @@ class Driver:
         self._blob_ids = itertools.count()
         self._blobs: dict[BlobId, StageBlob] = {}
         self._shuffle_blobs: dict[ShuffleId, BlobId] = {}
+        self._garbage = Garbage(self._jobs, self._drop_blob, self.drop_block)
         self._merges: list[tuple[tuple[int, bytes], ...]] = []
         self._lock = threading.RLock()
         self.fingerprints: Fingerprints | None = None  # only a program that was given a name is met again
@@ -300,8 +302,14 @@ class Driver:
     def _close_job(self, job: JobId, blob: BlobId) -> None:
         if (handle := self._jobs.pop(job, None)) is not None and not self._stopped:
             self._merges += handle.take_updates()  # of a job that was given up
-            self._blobs.pop(blob, None)
+            self._drop_blob(blob)
+            self._garbage.collect()
             self._host.post(Released(blobs=(blob,)))
+
+    def _drop_blob(self, blob: BlobId) -> None:
+        known = self._blobs.pop(blob, None)
+        if known is not None and known.block is not None:
+            self.drop_block(known.block)
 
     def _add_blob(self, payload: bytes) -> BlobId:
         blob = BlobId(next(self._blob_ids))
@@ -401,7 +409,13 @@ class Driver:
             return
         gone = tuple(shuffles)
         blobs = tuple(b for b in (self._shuffle_blobs.pop(s, None) for s in gone) if b is not None)
+        if blobs:
+            self._garbage.add(blobs)
         self._host.post(Released(gone, tuple(nodes), blobs, tuple(broadcasts), tuple(scopes)))
+
+    def discard(self, blocks: Iterable[BlockRef]) -> None:
+        """Give back blocks of the driver's own store once no live job reads them.  Safe from finalizers."""
+        self._garbage.add(blocks=blocks)
 
     # --- I/O thread ---
 

@@ -38,6 +38,7 @@ _KINDS: dict[str, type[JobError]] = {
     "ALL_EXECUTORS_EXCLUDED": NoExecutors,
     "TASK_FAILED": TaskFailed,
     "USER_CODE_EXITED": TaskFailed,
+    "CHECKPOINT_LOST": TaskFailed,
     "INPUT_CHANGED": TaskFailed,
     "INPUT_CORRUPT": TaskFailed,
     "INPUT_ERROR": TaskFailed,
@@ -183,6 +184,13 @@ class JobHandle:
             raise
         finally:
             self._close(self.job_id)
+
+    def answered(self) -> dict[int, Any]:
+        """What a job that failed had answered until then, by partition; results that stand in stores are left
+        out.  A later job of the same scope may go on from there (scheduler/scopes.py)."""
+        with self._changed:
+            found = {p: r.payload for p, r in self._results.items() if isinstance(r, InlineResult)}
+        return {partition: _unpickle(payload) for partition, payload in found.items()}
 
     def _take(self, partition: int, withdrawals: int) -> Any:
         """One partition's answer; a stored one that cannot be read is computed again.

@@ -25,12 +25,14 @@ from typing import Any, TypeVar
 
 from spark_ft import broadcast
 from spark_ft.broadcast import Broadcast
+from spark_ft.driver.checkpoints import Checkpoints
 from spark_ft.driver.driver import Driver
-from spark_ft.errors import UsageError
+from spark_ft.errors import JobError, UsageError
 from spark_ft.ids import Fingerprint, NodeId, ShuffleId, drawn_fingerprint
 from spark_ft.lineage.dependency import Fingerprinted, ShuffleDependency
 from spark_ft.lineage.narrow import CheckpointPoint
 from spark_ft.lineage.node import Node
+from spark_ft.lineage.sources import stored_slices
 from spark_ft.protocol.messages import BlockRef
 
 T = TypeVar("T")
@@ -78,12 +80,15 @@ class DriverSession:
         self._scopes = itertools.count()
         self._counted: dict[NodeId, int] = {}  # node -> the scope of the job that it was made from
         self._unreferenced: deque[BlockRef] = deque()  # blocks of broadcasts that were collected
+        self.checkpoints = Checkpoints(self)
 
     def _open(self, driver: Driver) -> None:
         self._driver = driver
-        self._reference_tracking = driver.settings.reference_tracking
+        settings = driver.settings
+        self._reference_tracking = settings.reference_tracking
         if driver.seed:
             self.rng = random.Random(driver.seed)  # seeds that are drawn are drawn again in the next life
+        self.checkpoints = Checkpoints(self, settings.keep_lineage, settings.clean_checkpoints)
 
     def _close(self, why: str) -> Driver | None:
         """From now on every use is an error that says ``why``; answers the driver to be stopped."""
@@ -148,8 +153,22 @@ class DriverSession:
         function: Callable[[int, Iterator[Any]], R],
         partitions: Sequence[int] | None = None,
         scope: int = -1,
+        *,
+        answered: dict[int, R] | None = None,
     ) -> list[R]:
-        """One job; the results in the order of ``partitions`` (None: all)."""
+        """One job; the results in the order of ``partitions`` (None: all).  Into ``answered`` go those by
+        partition, also of a job that fails then."""
+        job = functools.partial(self._run_job, node, function, partitions, scope, answered)
+        return self.checkpoints.look_after(node, job)
+
+    def _run_job(
+        self,
+        node: Node,
+        function: Callable[[int, Iterator[Any]], R],
+        partitions: Sequence[int] | None,
+        scope: int,
+        answered: dict[int, R] | None,
+    ) -> list[R]:
         driver = self._live()
         self._drop_unreferenced(driver)
         properties = self._properties()
@@ -168,7 +187,16 @@ class DriverSession:
             )
         if used:
             self._keep_for_shuffles(node, used)
-        return handle.result()
+        try:
+            results: list[R] = handle.result()
+        except JobError:
+            if answered is not None:
+                answered.update(handle.answered())
+            raise
+        if answered is not None:
+            asked = range(node.partition_count) if partitions is None else partitions
+            answered.update(zip(asked, results, strict=True))
+        return results
 
     def run_each(
         self,
@@ -191,7 +219,7 @@ class DriverSession:
             while ahead:
                 yield ahead.popleft().result()
         finally:
-            self._close_scope(scope)
+            self.close_scope(scope)
 
     @contextlib.contextmanager
     def one_action(self) -> Iterator[int]:
@@ -205,14 +233,18 @@ class DriverSession:
         finally:
             _local.scope = -1
             if scope not in self._counted.values():
-                self._close_scope(scope)
+                self.close_scope(scope)
 
     def made_from(self, node: Node, scope: int) -> None:
         """The functions of ``node`` were made from answers of this scope: it is kept as long as the node."""
         self._counted[node.id] = scope
         weakref.finalize(node, _scope_gone, weakref.ref(self), node.id, scope).atexit = False
 
-    def _close_scope(self, scope: int) -> None:
+    def new_scope(self) -> int:
+        """Of jobs that must see one content; ``close_scope`` ends it."""
+        return next(self._scopes)
+
+    def close_scope(self, scope: int) -> None:
         """Safe from finalizers."""
         if self._driver is not None:
             self._driver.release(scopes=(scope,))
@@ -266,6 +298,12 @@ class DriverSession:
         driver = self._live()
         self._drop_unreferenced(driver)
         return driver.put_block(kind, name, chunks)
+
+    def track_slices(self, node: Node) -> None:
+        """Give back the blocks of a collection once nothing refers to its node."""
+        slices = stored_slices(node)
+        if slices and self._reference_tracking:
+            weakref.finalize(node, _slices_gone, weakref.ref(self), slices).atexit = False
 
     def forget_broadcast(self, bid: int, block: BlockRef | None) -> None:
         """Drop executors' copies; with ``block``, the origin too."""
@@ -336,7 +374,15 @@ def _scope_gone(session: weakref.ref[DriverSession], node: NodeId, scope: int) -
     found = session()
     if found is not None:
         found._counted.pop(node, None)
-        found._close_scope(scope)
+        found.close_scope(scope)
+
+
+def _slices_gone(session: weakref.ref[DriverSession], slices: Sequence[BlockRef]) -> None:
+    """A finalizer: see ``_data_gone``."""
+    found = session()
+    driver = None if found is None else found._driver
+    if driver is not None:
+        driver.discard(slices)
 
 
 def _broadcast_gone(session: weakref.ref[DriverSession], bid: int, block: BlockRef) -> None:

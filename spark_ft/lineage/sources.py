@@ -89,6 +89,12 @@ class ParallelCollection(Node):
         return Fingerprinted(drawn_fingerprint(), (why,))
 
 
+def stored_slices(node: Node) -> list[BlockRef]:
+    """The blocks that a collection's node refers to."""
+    slices = node.slices if isinstance(node, ParallelCollection) else ()
+    return [each for each in slices if isinstance(each, BlockRef)]
+
+
 class NoSuchSlices(Node):
     """What a negative number of slices makes: an error when it is used."""
 

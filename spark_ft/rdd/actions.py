@@ -47,6 +47,7 @@ class ActionsMixin(OrderingMixin[T]):
 
     def toLocalIterator(self, prefetchPartitions: bool = False) -> Iterator[T]:
         """All records, one partition at a time; nothing is computed before it is asked for."""
+        self._write_marked()
         partitions = range(self.getNumPartitions())
         lists = self.ctx.run_each(self._node, tasks.as_list, partitions, prefetchPartitions)
         return chain.from_iterable(lists)

@@ -234,8 +234,8 @@ class RDDBase(Generic[T]):
     # --- Checkpoint ---
 
     def checkpoint(self) -> None:
-        """Mark for saving: written by a job of its own after the first job on it has ended, and
-        from then on read from there.  Computed twice unless persisted."""
+        """Mark for saving: written by a job of its own before the first job on it, which reads it from there,
+        as all later ones do.  So it is computed once, and every job sees the same records."""
         if not self.ctx.has_checkpoint_dir():
             raise UsageError("Checkpoint directory has not been set in the SparkContext")
         self.is_checkpointed = True
@@ -266,8 +266,8 @@ class RDDBase(Generic[T]):
         self._node.storage = level
         self.ctx.track(self._node)
 
-    def _after_job(self) -> None:
-        """Write the marked points that a job has just gone through, parents first."""
+    def _write_marked(self) -> None:
+        """Write the marked points that a job is about to go through, parents first."""
         marks = self.ctx.checkpoint_marks
         if not marks:
             return
@@ -308,9 +308,8 @@ class RDDBase(Generic[T]):
     def _run(
         self, function: Callable[[int, Iterator[Any]], R], partitions: Sequence[int] | None = None
     ) -> list[R]:
-        results = self.ctx.run(self._node, function, partitions)
-        self._after_job()
-        return results
+        self._write_marked()
+        return self.ctx.run(self._node, function, partitions)
 
     def _defaultReducePartitions(self) -> int:
         if self.ctx.conf("spark.default.parallelism", ""):

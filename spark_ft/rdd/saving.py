@@ -17,8 +17,6 @@ from spark_ft.storage.outputs import Writer, save
 T = TypeVar("T")
 
 _LINES = 8192  # joined at a time
-_ROWS = 1024  # in a batch of a pickle file, unless that gets too large
-_BATCH_BYTES = 128 << 10
 
 
 class SavingMixin(RDDBase[T]):
@@ -40,7 +38,7 @@ class SavingMixin(RDDBase[T]):
 
         The container is our own.  ``batchSize`` is accepted; batches are sized by their bytes.
         """
-        self._save(path, write_batches)
+        self._save(path, rows.write)
 
     def _save(self, path: str, writer: Writer, extension: str = "") -> None:
         job = self.ctx.name_action(self._node, partial(save, path, writer=writer, extension=extension))
@@ -56,12 +54,3 @@ def write_text(file: BinaryIO, records: Iterator[Any]) -> None:
             data = b"\n".join(x if isinstance(x, bytes) else str(x).encode() for x in block)
         file.write(data)
         file.write(b"\n")
-
-
-def write_batches(file: BinaryIO, records: Iterator[Any]) -> None:
-    """Batches of about 128 KiB; their bounds depend on the records alone."""
-    size = _ROWS
-    while batch := list(islice(records, size)):
-        data = rows.encode(batch)
-        file.write(data)
-        size = max(1, min(4 * size, size * _BATCH_BYTES // len(data)))

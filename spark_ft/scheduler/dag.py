@@ -122,8 +122,8 @@ class Dag:
         del self.jobs[job.id]
         self.unpinned = True
         job.settled = failure is None
-        if failure is None and job.scope >= 0:
-            self.scopes.ended_well(job)
+        if job.scope >= 0:
+            self.scopes.ended(job)
         if failure is None and job.stored:
             self.held[job.id] = job
         for stage in list(job.active.values()):

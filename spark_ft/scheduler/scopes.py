@@ -3,10 +3,11 @@
     take, toLocalIterator …   several jobs, one answer: each is *of* the action's scope
     zipWithIndex              a job counts; every later job over the result *rests on* that job's scope
 
-A job of a scope that ends well leaves there what its results were built from.  The engine has let go of
-these results and cannot take them back.  When some of that data is replaced or rolled back, the scope is
-spoilt: no job of it, nor any that rests on it, ends well any more (INDETERMINATE_OUTPUT_ROLLBACK).  Checksums
-of what is unpersisted meanwhile are forgotten elsewhere; a scope keeps them, should it be persisted again.
+A job of a scope leaves there, when it ends, what its results were built from: also a job that fails, for a
+checkpoint goes on from what a failed try has answered.  The engine has let go of these results and cannot
+take them back.  When some of that data is replaced or rolled back, the scope is spoilt: no job of it, nor
+any that rests on it, ends well any more (INDETERMINATE_OUTPUT_ROLLBACK).  Checksums of what is unpersisted
+meanwhile are forgotten elsewhere; a scope keeps them, should it be persisted again.
 
 Invariants
   * a live job is of no spoilt scope, and rests on none, between two turns (S6 for several jobs).
@@ -60,9 +61,9 @@ class Scopes:
         for id in scopes:
             self._open.pop(id, None)
 
-    def ended_well(self, job: Job) -> None:
+    def ended(self, job: Job) -> None:
         scope = self._open.get(job.scope)
-        if scope is not None:
+        if scope is not None and job.delivered:
             target = job.shape.target
             scope.sources.update(job.sources)
             scope.trees[target] = job.result.tree

@@ -79,7 +79,13 @@ class Manifest:
 
 
 def save(
-    target: str, run: RunJob, writer: Writer, extension: str = "", *, job: str = "", durable: bool = False
+    target: str,
+    run: RunJob,
+    writer: Writer,
+    extension: str = "",
+    *,
+    job: str = "",
+    durable: bool = False,
 ) -> Manifest:
     """Run a job that writes a directory.  ``durable``: on the disk before this returns.
 
@@ -94,6 +100,12 @@ def save(
             decided = output.decide(run(write), extension)
         output.carry_out(decided)
         return decided
+
+
+def abandon(target: str, job: str) -> None:
+    """What was begun under this name and not ended is not gone on with."""
+    output = (_InStore if is_remote(target) else _InDirectory)(target, job, False)
+    output.files.delete_tree(output.staging)
 
 
 def published(target: str) -> Manifest | None:
@@ -116,6 +128,7 @@ class _Output:
     """What both kinds share."""
 
     attempts: str  # where tasks write, as they are told it
+    staging: str
 
     def __init__(self, target: str, job: str, durable: bool) -> None:
         self.files, self.target = at(target)

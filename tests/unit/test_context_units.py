@@ -40,7 +40,7 @@ class FakeDriver:
         self.scratch = Path(settings.local_dir)
         self.engine = InProcess()
         self.engine.read_block = self.read_block
-        self.blocks, self.dropped, self.released, self.cancelled = {}, [], [], []
+        self.blocks, self.dropped, self.released, self.cancelled, self.discarded = {}, [], [], [], []
         self.jobs = []
         self.stops = 0
         FakeDriver.made = (*FakeDriver.made, self)
@@ -49,6 +49,9 @@ class FakeDriver:
         cloudpickle.dumps([node.ship(), function])
         self.jobs.append(SimpleNamespace(partitions=partitions, **labels))
         return SimpleNamespace(result=lambda: self.engine.run(node, function, partitions))
+
+    def identify(self, node, function, partitions=None, properties=None):
+        return None
 
     def put_block(self, kind, name, chunks):
         self.blocks[kind, name] = b"".join(chunks)
@@ -59,6 +62,9 @@ class FakeDriver:
 
     def drop_block(self, ref, tell=False):
         self.dropped.append((ref.store, ref.key))
+
+    def discard(self, blocks):
+        self.discarded += [block.key for block in blocks]
 
     def release(self, shuffles=(), nodes=(), broadcasts=(), scopes=()):
         self.closed += scopes
@@ -422,6 +428,17 @@ def test_a_broadcast_that_nothing_refers_to_is_dropped_by_the_next_call(sc):
     assert driver_of(sc).dropped == [name]
 
 
+def test_BL_15_the_blocks_of_a_collection_go_with_the_last_that_refers_to_it(sc):
+    rdd = sc.parallelize([bytes(50_000)] * 4, 2).map(len)
+    assert rdd.collect() == [50_000] * 4
+    gc.collect()
+    held = [key for _, key in driver_of(sc).blocks]
+    assert held and driver_of(sc).discarded == []
+    del rdd
+    gc.collect()
+    assert sorted(driver_of(sc).discarded) == sorted(held)
+
+
 def test_a_broadcast_in_a_shuffle_s_functions_lives_as_long_as_the_shuffle(sc):
     def program():
         handle = sc.broadcast([1])
@@ -450,7 +467,11 @@ def test_a_destroyed_broadcast_is_dropped_at_once(sc):
 # --- Checkpoints and files ---
 
 
-def test_a_checkpoint_is_written_after_the_first_job_and_read_from_then_on(sc, tmp_path):
+def parts_of(rdd):
+    return sorted(Path(rdd.getCheckpointFile().removeprefix("file:")).glob("part-*"))
+
+
+def test_a_checkpoint_is_written_before_the_first_job_and_read_from_then_on(sc, tmp_path):
     assert sc.getCheckpointDir() is None
     sc.setCheckpointDir(str(tmp_path / "checkpoints"))
     assert sc.getCheckpointDir().startswith(f"file:{tmp_path}/checkpoints/")
@@ -460,10 +481,66 @@ def test_a_checkpoint_is_written_after_the_first_job_and_read_from_then_on(sc, t
     assert rdd.count() == 10
     assert rdd.isCheckpointed() and rdd.getCheckpointFile() == f"{sc.getCheckpointDir()}/rdd-{rdd.id()}"
     assert rdd.glom().collect() == [[0, 2, 4], [6, 8, 10], [12, 14, 16, 18]]
-    for part in Path(rdd.getCheckpointFile().removeprefix("file:")).glob("part-*"):
-        part.unlink()
-    with pytest.raises(Exception, match="INPUT_CHANGED"):
-        rdd.collect()
+    assert sc.checkpointFile(rdd.getCheckpointFile()).glom().collect() == rdd.glom().collect()
+    assert sc.checkpointFile(f"rdd-{rdd.id()}").count() == 10
+    with pytest.raises(JobError, match="CHECKPOINT_NOT_FOUND"):
+        sc.checkpointFile("rdd-99")
+
+
+def test_BL_18_a_lost_part_is_computed_again_from_the_lineage_that_is_written_beside_it(sc, tmp_path):
+    sc.setCheckpointDir(str(tmp_path / "checkpoints"))
+    above = sc.parallelize([(i % 5, i) for i in range(40)], 4).reduceByKey(lambda a, b: a + b, 3)
+    above.checkpoint()
+    below = above.mapValues(lambda x: x + 1)
+    below.checkpoint()
+    rows = below.glom().collect()
+    wanted = [part.read_bytes() for part in parts_of(below)]
+    for victims in ([0], [1, 2], [0, 1, 2]):
+        for victim in victims:
+            Path(below.getCheckpointFile().removeprefix("file:"), f"part-{victim:05d}").unlink()
+        assert below.glom().collect() == rows
+        assert [part.read_bytes() for part in parts_of(below)] == wanted
+    parts_of(above)[1].unlink()  # and what that rests on, too
+    parts_of(below)[1].unlink()
+    assert below.glom().collect() == rows
+    assert not list(tmp_path.rglob("_temporary"))
+
+
+def test_BL_18_a_part_that_cannot_be_had_again_is_named_at_once(sc, tmp_path):
+    sc.setCheckpointDir(str(tmp_path / "checkpoints"))
+
+    def other_each_time(index, records):
+        yield index, os.urandom(8), *records
+
+    rdd = sc.parallelize(range(8), 4).mapPartitionsWithIndex(other_each_time)
+    rdd.checkpoint()
+    rows = rdd.collect()
+    assert rdd.collect() == rows  # all jobs see what was saved
+    parts_of(rdd)[2].unlink()
+    for _ in range(2):
+        with pytest.raises(JobError, match=r"CHECKPOINT_LOST.*1 of its 4 partitions \(2\).*other records"):
+            rdd.collect()
+    assert sc.parallelize([1]).count() == 1
+
+
+def test_a_checkpoint_that_nothing_reads_is_deleted_where_the_settings_say_so(tmp_path):
+    conf = SparkConf().set("spark.cleaner.referenceTracking.cleanCheckpoints", "true")
+    with SparkContext("local[2]", "clean", conf=conf) as sc:
+        sc.setCheckpointDir(str(tmp_path / "checkpoints"))
+        first = sc.parallelize(range(4), 2)
+        first.checkpoint()
+        second = first.map(lambda x: x + 1)
+        second.checkpoint()
+        second.count()
+        names = [Path(rdd.getCheckpointFile().removeprefix("file:")) for rdd in (first, second)]
+        del first
+        gc.collect()
+        sc.parallelize([1]).count()
+        assert [name.exists() for name in names] == [True, True]  # the way back of the second
+        del second
+        gc.collect()
+        sc.parallelize([1]).count()
+        assert [name.exists() for name in names] == [False, False]
 
 
 def test_files_travel_as_a_property_of_jobs(sc, tmp_path):

@@ -8,10 +8,11 @@ import zlib
 
 import pytest
 
+from spark_ft import rows
 from spark_ft.errors import JobError
 from spark_ft.ids import NodeId
 from spark_ft.lineage import sources
-from spark_ft.rdd.saving import write_batches, write_text
+from spark_ft.rdd.saving import write_text
 from spark_ft.storage.outputs import published, save
 from spark_ft.taskcontext import TaskContext
 
@@ -154,7 +155,7 @@ def test_OUT_3_while_the_job_runs_readers_see_nothing(tmp_path):
 def test_pickle_files_come_back_in_order(tmp_path):
     rng = random.Random(3)
     parts = [[(i, rng.randbytes(rng.randrange(3000))) for i in range(3000)], [], [{1}, None, "x"]]
-    saved = save(str(tmp_path / "out"), Cluster(*parts), write_batches)
+    saved = save(str(tmp_path / "out"), Cluster(*parts), rows.write)
     names = [str(tmp_path / "out" / part) for part in saved.parts]
     node = sources.PickleFile(NodeId(1), str(tmp_path / "out"))
     assert [list(node.compute(p, (), None)) for p in range(node.partition_count)] == parts

@@ -120,7 +120,7 @@ def test_a_checkpoint_needs_a_directory(sc):
         sc.parallelize([1]).checkpoint()
 
 
-def test_a_checkpoint_is_written_after_the_first_job_and_cuts_the_lineage():
+def test_a_checkpoint_is_written_before_the_first_job_and_cuts_the_lineage():
     sc = InProcess(checkpoint_dir="/ckpt")
     source = sc.parallelize(range(4), 2)
     rdd = source.map(lambda x: x + 1)
@@ -133,9 +133,7 @@ def test_a_checkpoint_is_written_after_the_first_job_and_cuts_the_lineage():
     assert rdd.getCheckpointFile() == f"file:/ckpt/rdd-{rdd.id()}"
     before = dict(sc.computed)
     assert below.collect() == [-1, -2, -3, -4]
-    assert (
-        sc.computed[source._node.id, 0] == before[source._node.id, 0] == 2
-    )  # once for the job, once to write
+    assert sc.computed[source._node.id, 0] == before[source._node.id, 0] == 1  # to write
     assert b"Elementwise" not in rdd.toDebugString()
 
 
@@ -170,7 +168,7 @@ def test_parents_are_checkpointed_before_their_children():
     assert [kind for kind, _ in sc.jobs] == ["CheckpointPoint"] * 3
     assert parent.isCheckpointed()
     assert child.isCheckpointed()
-    assert sc.computed[parent._node.id, 0] == 3  # the job, its own writing, the reader for the child
+    assert sc.computed[parent._node.id, 0] == 2  # its own writing, the reader for the child
 
 
 def test_a_local_checkpoint_is_kept_in_executors(sc):
@@ -181,7 +179,7 @@ def test_a_local_checkpoint_is_kept_in_executors(sc):
     assert rdd.getStorageLevel() == StorageLevel.MEMORY_AND_DISK
 
 
-def test_a_checkpoint_that_could_not_be_written_is_tried_again_after_the_next_job():
+def test_a_checkpoint_that_could_not_be_written_is_tried_again_by_the_next_job():
     class Full(InProcess):
         def write_checkpoint(self, point):
             raise OSError("disk full")

@@ -65,6 +65,18 @@ def test_a_scope_that_was_closed_is_forgotten() -> None:
     assert stand.finished[job] is None
 
 
+def test_BL_19_what_a_job_had_answered_before_it_failed_counts_as_handed_out() -> None:
+    stand = Stand(executors=2, max_failures=1)
+    lineage, shuffle = wide(stand)
+    job = stand.submit(lineage, lineage.read(shuffle), scope=7)
+    to_the_reduce_side(stand)
+    stand.succeed(stand.one(0))
+    stand.fail(stand.one(1))
+    assert stand.failure(job).condition == "TASK_FAILED"
+    again = second_job(stand, lineage, shuffle, scope=7)
+    assert stand.failure(again).condition == "INDETERMINATE_OUTPUT_ROLLBACK"
+
+
 def test_a_result_that_is_lost_after_its_scope_was_spoilt_is_not_computed_from_other_data() -> None:
     stand = Stand(executors=2)
     lineage, shuffle = wide(stand)
