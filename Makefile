@@ -24,10 +24,10 @@ SEEDED  := $(if $(SEED),--hypothesis-seed=$(SEED),)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fmt check test test-unit property machines cluster sim mutants chaos bench big docs clean
+.PHONY: help setup demo fmt check test test-unit property machines cluster sim mutants chaos resume-table bench big docs clean
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv and install spark_ft into it, editable, with the development tools
 
@@ -77,6 +77,9 @@ mutants: $(STAMP)  ## guards of the cores taken out one by one: how many simulat
 chaos: $(STAMP)  ## seeds of live chaos (RUNS_OF_CHAOS=20; SEED=n for that one), then ten thousand killed writers
 	$(BIN)/python -m chaos $(if $(SEED),replay $(SEED),sweep --seeds $(RUNS_OF_CHAOS))
 	SPARK_FT_CHAOS_SEED=$(SEED) $(PYTEST) -q -s -m chaos tests/chaos --timeout=3600
+
+resume-table: $(STAMP)  ## a job's driver killed after each of its events in turn: what was done again, seconds to resume
+	$(BIN)/python -m tests.cluster.resume_table
 
 big: $(STAMP)  ## sort, group and join 2 GB in executors of 256 MB (needs about 8 GB of disk)
 	$(PYTEST) -q -s -m big tests/big --timeout=3600

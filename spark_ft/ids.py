@@ -28,6 +28,7 @@ Generation = NewType("Generation", int)  # grows within a shuffle
 Fingerprint = NewType("Fingerprint", bytes)  # 16 bytes that name data on disk
 ActionId = NewType("ActionId", bytes)  # 16 bytes that name a job to every life of a driver; empty: to none
 
+NO_ACTION = ActionId(b"")
 DRIVER_HOST = HostId("driver")  # the driver's own stores; by path only where there is one host
 
 

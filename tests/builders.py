@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spark_ft.ids import (
+    NO_ACTION,
+    ActionId,
     AppId,
     BlobId,
     Fingerprint,
@@ -42,14 +44,19 @@ from spark_ft.protocol.effects import (
     FinishJob,
     JobFailure,
     JobSubmitted,
+    Journal,
+    Keep,
+    KeptRow,
     MergeAccums,
     Note,
     Received,
+    Redeliver,
     Send,
     SendBlob,
     Tick,
     WithdrawResults,
 )
+from spark_ft.protocol.journal import Record, Recovered
 from spark_ft.protocol.messages import (
     BeatAck,
     BlockRef,
@@ -185,11 +192,28 @@ SETTINGS: dict[str, Any] = {"prefetch_tasks": 0, "speculation": False, "locality
 
 
 class Stand:
-    """A core and the rest of its world, played by hand.  ``Stand(executors=2, hosts=2, max_failures=2)``."""
+    """A core and the rest of its world, played by hand.  ``Stand(executors=2, hosts=2, max_failures=2)``.
 
-    def __init__(self, executors: int = 2, hosts: int = 1, slots: int = 1, **settings: Any) -> None:
+    With ``recovered`` it has a journal, which is written at once; ``kept`` is what is kept beside it.
+    """
+
+    def __init__(
+        self,
+        executors: int = 2,
+        hosts: int = 1,
+        slots: int = 1,
+        recovered: Recovered | None = None,
+        awaited: Iterable[HostId] = (),
+        **settings: Any,
+    ) -> None:
         self.settings = Settings(**{**SETTINGS, **settings})
-        self.core = SchedulerCore(self.settings, Incarnation("driver-0"), AppId("app"), {"wire": "1"})
+        self.core = SchedulerCore(
+            self.settings, Incarnation("driver-0"), AppId("app"), {"wire": "1"},
+            recovered=recovered, awaited=awaited,
+        )  # fmt: skip
+        self.journal: list[Record] = []
+        self.kept: dict[ActionId, dict[int, KeptRow]] = {}
+        self.actions: dict[JobId, ActionId] = {}
         self.now_s = 100.0
         self.slots = slots
         self.effects: list[Effect] = []  # of the last event
@@ -304,6 +328,7 @@ class Stand:
         chosen = range(lineage.nodes[target].partition_count) if partitions is None else partitions
         blobs = {shuffle: BlobId(1000 + shuffle) for shuffle in shape.shuffles}
         self.results[job] = {}
+        self.actions[job] = fields.get("action", NO_ACTION)
         self.do(JobSubmitted(job, shape, tuple(chosen), BlobId(job), blobs, **fields))
         return job
 
@@ -470,6 +495,16 @@ class Stand:
                 self._updates.pop(job, None)
                 self.results[job].clear()
                 self.withdrawn[job] += 1
+                self.kept.pop(self.actions[job], None)
+            case Keep(action, rows):
+                self.kept.setdefault(action, {}).update((row[0], row) for row in rows)
+            case Journal(records, guarded):
+                self.journal += records
+                for each in guarded:
+                    self._perform(each)
+            case Redeliver(job, action, partition):
+                _, _, result, accums = self.kept[action][partition]
+                self._perform(DeliverResult(job, partition, result, accums))
             case MergeAccums(accums):
                 self.accums.append(accums)
             case FinishJob(job, failure):

@@ -17,7 +17,7 @@ from pathlib import Path
 from spark_ft.clock import BootClock
 from spark_ft.cluster.processes import Children, Spec
 from spark_ft.errors import BlockMissing, StorageError
-from spark_ft.ids import HostId, Incarnation
+from spark_ft.ids import Fingerprint, HostId, Incarnation, ShuffleId
 from spark_ft.log import get_logger
 from spark_ft.protocol import codec
 from spark_ft.protocol.messages import ExecutorExited, MapStatus, SegmentTouched, StoresServed
@@ -51,9 +51,11 @@ def survey(spec: Spec, fds: Sequence[int]) -> int:
     ``deep``: every byte of it."""
     root, name, host = Path(spec["root"]), spec["store"], HostId(spec["host"])
     seal(root, name)
-    outputs = tuple(StoreReader({host: root}).outputs(host, name, deep=spec["deep"]))
+    names: dict[ShuffleId, Fingerprint] = {}
+    outputs = tuple(StoreReader({host: root}).outputs(host, name, spec["deep"], names))
+    named = tuple((name, shuffle, fingerprint) for shuffle, fingerprint in names.items())
     with os.fdopen(fds[0], "wb") as pipe:
-        pipe.write(codec.encode(StoresServed((), outputs, (name,))))
+        pipe.write(codec.encode(StoresServed((), outputs, (name,), named)))
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from spark_ft.errors import SettingsError
-from spark_ft.ids import AppId, Incarnation
+from spark_ft.ids import AppId, HostId, Incarnation
 from spark_ft.settings import Settings
 from spark_ft.transport.host import Host
 from spark_ft.transport.keys import Keys
@@ -23,11 +23,13 @@ from spark_ft.transport.keys import Keys
 class ClusterManager(Protocol):
     """One application's way to its executors.
 
+    ``hosts``: those that are its own alone, and come with it.
     ``parallelism``: tasks that can run at a time, as far as is known.  ``max_failures``: of one task.
     ``executor_memory_bytes``: what each executor has.  ``token``: 16 bytes that every frame carries; None:
     the driver draws some.  ``keys``: of every socket.
     """
 
+    hosts: list[HostId]
     parallelism: int
     max_failures: int
     executor_memory_bytes: int

@@ -120,6 +120,7 @@ class LocalCluster:
         if self.layout.managed:
             self.parallelism = max(2, self.parallelism)
         self.max_failures = self.layout.max_failures
+        self.hosts = [HostId(f"host-{number}") for number in range(self.layout.workers)]
         self.executor_memory_bytes = self.layout.memory_bytes
         self.token: bytes | None = None
         self.keys = Keys.load(settings.keys)
@@ -148,8 +149,8 @@ class LocalCluster:
         try:
             if self.layout.managed:
                 self._manager = self._launch("manager", "")
-            for number in range(self.layout.workers):
-                self._workers.append(self._launch("worker", f"host-{number}"))
+            for host in self.hosts:
+                self._workers.append(self._launch("worker", host))
         except OSError as error:
             self.stop()
             raise ClusterError(f"cannot start a process: {error}") from error

@@ -22,7 +22,7 @@ from spark_ft.cluster.finder import Finder, Found, cluster_token, parse_masters
 from spark_ft.cluster.interface import cores_and_slots
 from spark_ft.cluster.scratch import Scratch
 from spark_ft.errors import ClusterError, SettingsError
-from spark_ft.ids import AppId, Incarnation
+from spark_ft.ids import AppId, HostId, Incarnation
 from spark_ft.protocol.effects import ResourcesGranted
 from spark_ft.protocol.messages import Goodbye, RegisterApp, UnregisterApp
 from spark_ft.settings import Settings
@@ -52,6 +52,7 @@ class StandaloneCluster:
         self.token: bytes | None = cluster_token(settings)
         self.keys = Keys.load(settings.keys)
         self.max_failures = settings.max_failures
+        self.hosts: list[HostId] = []  # they are others', too
         self.executor_memory_bytes = settings.executor_memory_bytes
         self._host: Host | None = None
         self._scratch: Scratch | None = None

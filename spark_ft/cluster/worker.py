@@ -328,7 +328,7 @@ class WorkerCore:
             return []
         found = self._found.pop(app, None) or self._found.pop(None, None) or Inherited()
         own = [executor for executor, theirs in found.executors if theirs == driver]
-        out.append(Send(driver, StoresServed(tuple(own), found.outputs, found.stores)))
+        out.append(Send(driver, StoresServed(tuple(own), found.outputs, found.stores, found.names)))
         rest = (executor for executor, _ in found.executors if executor not in own)
         out.extend(KillProcess(executor, SIGKILL) for executor in rest)
         return own

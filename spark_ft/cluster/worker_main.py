@@ -42,7 +42,7 @@ from spark_ft.errors import ClusterError, RemoteProtocolError
 from spark_ft.executor import main as executor_main
 from spark_ft.executor import stacks
 from spark_ft.executor.slots import marks_path, read_beat, read_marks, touched_path
-from spark_ft.ids import AppId, Fingerprint, HostId, Incarnation
+from spark_ft.ids import AppId, Fingerprint, HostId, Incarnation, ShuffleId
 from spark_ft.log import get_logger, set_level
 from spark_ft.protocol import codec
 from spark_ft.protocol.effects import (
@@ -403,6 +403,7 @@ class _Worker:
             left.remove(item)
             if isinstance(told, StoresServed):
                 found[item[0]].outputs.extend(told.outputs)
+                found[item[0]].names.extend(told.names)
                 found[item[0]].whole.append(item[1])
             else:
                 _quarantine(*item)
@@ -577,9 +578,11 @@ class _Found:
     executors: list[tuple[Incarnation, Incarnation]]
     outputs: list[MapStatus] = field(default_factory=list)
     whole: list[str] = field(default_factory=list)
+    names: list[tuple[str, ShuffleId, Fingerprint]] = field(default_factory=list)
 
     def told(self, app: AppId | None, more: bool) -> Inherited:
-        return Inherited(tuple(self.executors), tuple(self.outputs), tuple(self.whole), app=app, more=more)
+        outputs, names = tuple(self.outputs), tuple(self.names)
+        return Inherited(tuple(self.executors), outputs, tuple(self.whole), names, app, more)
 
 
 def _quarantine(holding: Holding, store: str) -> None:

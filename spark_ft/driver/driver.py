@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 from spark_ft import accumulators, closures
 from spark_ft.clock import BootClock, wall_ms
-from spark_ft.cluster.application import Application, recovery_root
 from spark_ft.cluster.copier import Copier
 from spark_ft.cluster.interface import ClusterManager
 from spark_ft.cluster.local import LocalCluster
@@ -34,11 +33,12 @@ from spark_ft.cluster.standalone import StandaloneCluster
 from spark_ft.driver.eventlog import open_event_log
 from spark_ft.driver.garbage import Garbage
 from spark_ft.driver.handle import JobHandle
-from spark_ft.driver.journal import Journal
 from spark_ft.errors import ClusterError, DriverFenced, FetchError, SparkFtError
 from spark_ft.executor.versions import versions
 from spark_ft.ids import (
     DRIVER_HOST,
+    NO_ACTION,
+    ActionId,
     AppId,
     BlobId,
     Fingerprint,
@@ -68,10 +68,13 @@ from spark_ft.protocol.effects import (
     Forget,
     JobFailure,
     JobSubmitted,
+    Journal,
+    Keep,
     LearnHosts,
     MergeAccums,
     Note,
     Received,
+    Redeliver,
     Released,
     ResultLost,
     SendBlob,
@@ -86,6 +89,7 @@ from spark_ft.transport.blocks import BlockClient, BlockServer, RemoteFetch
 from spark_ft.transport.host import Host
 
 if TYPE_CHECKING:
+    from spark_ft.driver.resumable import Resumable
     from spark_ft.lineage.fingerprint import Fingerprints, JobIdentity
 
 _INLINE_BLOB = 1 << 20  # larger stage blobs stand in the driver's store
@@ -129,21 +133,19 @@ class Driver:
         self._garbage = Garbage(self._jobs, self._drop_blob, self.drop_block)
         self._merges: list[tuple[tuple[int, bytes], ...]] = []
         self._lock = threading.RLock()
-        self.fingerprints: Fingerprints | None = None  # only a program that was given a name is met again
         self._writer: StoreWriter | None = None
         self._client: BlockClient | None = None
         self._hosts: dict[HostId, str] = {}
         self._stopped = False
         self._owner_pid = os.getpid()
 
-        self._application: Application | None = None
-        self._journal: Journal | None = None
-        self._refusal: SparkFtError | None = None  # why nothing may be run any more
+        self._life: Resumable | None = None
         with contextlib.ExitStack() as failed:  # what has been begun ends with a constructor that raises
             failed.callback(self.cluster.stop)
             if settings.app_id:
-                self._begin_application(failed, executor_env or {})
-            data = self._application.path if self._application is not None else None
+                self._life = self._begin_life(executor_env or {})
+                failed.callback(self._life.close, keep=True)
+            data = None if self._life is None else self._life.application.path
             self.scratch: Path = self.cluster.make_scratch(self.app_id, data)
             failed.callback(self.cluster.remove_scratch)
             self._events = open_event_log(settings, self.app_id)
@@ -160,7 +162,11 @@ class Driver:
                 max_failures=said.max_failures,
                 executor_memory_bytes=said.executor_memory_bytes,
             )
-            self._core = SchedulerCore(own, self.me, self.app_id, versions())
+            self._core = SchedulerCore(
+                own, self.me, self.app_id, versions(),
+                recovered=None if self._life is None else self._life.recovered,
+                awaited=() if self._life is None else self._life.hosts_of_before(self.cluster.hosts),
+            )  # fmt: skip
             self._host = Host(
                 self._core,
                 self.me,
@@ -173,6 +179,8 @@ class Driver:
                 on_error=self._core_failed,
                 keys=keys,
             )
+            if self._life is not None:
+                self._life.attach(self._host, self._jobs, self._without_journal)
             relays = Incarnation(f"{self.me}-relays")  # a store has one writer, and ours is self.me's
             root = self._roots[DRIVER_HOST]
             self._copier = Copier(relays, DRIVER_HOST, root, self._token, settings, self._copied, keys)
@@ -194,23 +202,20 @@ class Driver:
             self.stop()
             raise
 
-    def _begin_application(self, failed: contextlib.ExitStack, executor_env: Mapping[str, str]) -> None:
-        """Hold the directory that outlives us; from here on every older driver of this id is fenced."""
-        settings = self.settings
-        about = {
-            "name": settings.app_name, "program": sys.argv[:1], "master": settings.master,
-            "pid": os.getpid(), "began_ms": self.start_ms,
-        }  # fmt: skip
-        with Application.beginning(recovery_root(settings), self.app_id, about) as application:
-            self._application = application
-            failed.callback(application.close, lambda: not application.resumed)
-            self._journal = Journal(
-                application.path / "journal", self.me, self.start_ms, settings.recovery_results_bytes,
-                self._journal_ended, settings.any_file_system,
-            )  # fmt: skip
-            failed.callback(self._journal.close)
-            application.end_residents()
-        self.fingerprints = _fingerprints(settings, executor_env, application.seed)
+    def _begin_life(self, executor_env: Mapping[str, str]) -> Resumable:
+        """Memory, compression and their like change how records lie, never which: those are no part of what
+        things are called."""
+        from spark_ft.driver.resumable import Resumable, about_program  # 20 ms that others need not spend
+
+        surroundings = {f"environment {name}": value for name, value in executor_env.items()}
+        surroundings["hash seed"] = str(self.settings.hash_seed)
+        about = about_program(self.settings, os.getpid(), self.start_ms)
+        return Resumable(self.settings, self.app_id, self.me, about, surroundings)
+
+    @property
+    def fingerprints(self) -> Fingerprints | None:
+        """Only a program that was given a name is met again."""
+        return None if self._life is None else self._life.fingerprints
 
     def flush_events(self) -> None:
         """Wait, for at most a second, until the event log tells all that has happened so far."""
@@ -241,6 +246,9 @@ class Driver:
         """
         self._check_running()
         identity = self.identify(node, function, partitions, properties)
+        action = ActionId(identity.key) if identity is not None and not identity.unsafe else NO_ACTION
+        if identity is not None and identity.unsafe:
+            self._note("job_not_resumable", {"name": name, "why": identity.unsafe})
         shape = shape_of(node)
         chosen = tuple(range(shape.nodes[node.id].partition_count) if partitions is None else partitions)
         blob = self._add_blob(closures.dump_stage(node, function, None, identity.key if identity else b""))
@@ -254,11 +262,13 @@ class Driver:
             settle=self.settle_accumulators,
             close=lambda job_id: self._close_job(job_id, blob),
             max_result_bytes=self.settings.max_result_bytes,
+            action=action,
+            keep=self._life.keep if action and self._life is not None else None,
         )
         event = JobSubmitted(
             job, shape, chosen, blob, self._blobs_of_shuffles(node), name, pool, group, tags,
             properties or {}, getattr(function, "final", False), scope,
-            tuple(of for at, of in counted.items() if at in shape.nodes) if counted else (),
+            tuple(of for at, of in counted.items() if at in shape.nodes) if counted else (), action,
         )  # fmt: skip
         self._jobs[job] = handle
         self._host.post(event)
@@ -273,16 +283,16 @@ class Driver:
     ) -> JobIdentity | None:
         """What a job is called in every life of this application; None where there is but one life.  To be
         asked once for each job: equal ones are counted."""
-        if self.fingerprints is None:
+        if self._life is None:
             return None
         # What begins so is for people, pools and this engine.
         read = {key: text for key, text in (properties or {}).items() if not key.startswith("spark.")}
-        return self.fingerprints.job(node, function, partitions, read)
+        return self._life.identify(node, function, partitions, read)
 
     @property
     def seed(self) -> bytes:
         """16 bytes, drawn once in all lives of this application; empty where there is but one."""
-        return b"" if self._application is None else self._application.seed
+        return b"" if self._life is None else self._life.application.seed
 
     def cancel(
         self,
@@ -421,16 +431,9 @@ class Driver:
 
     def _perform(self, effect: Effect) -> None:
         match effect:
-            case DeliverResult():
+            case DeliverResult() | WithdrawResults() | FinishJob():
                 if (handle := self._jobs.get(effect.job)) is not None:
-                    handle.deliver(effect.partition, effect.result, effect.accums)
-            case WithdrawResults():
-                if (handle := self._jobs.get(effect.job)) is not None:
-                    handle.withdraw()
-            case FinishJob():
-                if (handle := self._jobs.get(effect.job)) is not None:
-                    self._merges += handle.take_updates()
-                    handle.finish(effect.failure)
+                    self._tell(handle, effect)
             case MergeAccums():
                 self._merges.append(effect.accums)
             case Note():
@@ -448,8 +451,23 @@ class Driver:
                 self._copier.drop(Fingerprint(item) for item in effect.fingerprints)
             case LearnHosts():
                 self._hosts.update({HostId(host): endpoint for host, endpoint in effect.hosts.items()})
+            case Keep() | Journal() | Redeliver():
+                assert self._life is not None, "only its ledger asks for that"
+                self._life.perform(effect)
             case _:
                 raise AssertionError(f"a scheduler does not ask for {effect!r}")
+
+    def _tell(self, handle: JobHandle, effect: DeliverResult | WithdrawResults | FinishJob) -> None:
+        match effect:
+            case DeliverResult():
+                handle.deliver(effect.partition, effect.result, effect.accums)
+            case WithdrawResults():
+                handle.withdraw()
+                if self._life is not None:
+                    self._life.withdraw(handle.action)
+            case FinishJob():
+                self._merges += handle.take_updates()
+                handle.finish(effect.failure)
 
     def _copied(self, ended: CopyEnded) -> None:
         """In the copier's thread: our own answer comes as a worker's would."""
@@ -460,19 +478,10 @@ class Driver:
         for observer in self._observers:
             observer(kind, fields)
 
-    def _journal_ended(self, error: SparkFtError) -> None:
-        """In the journal's thread: nothing more can be written (DR-4, DR-8)."""
-        if isinstance(error, DriverFenced) or self.settings.recovery_fails:
-            self._refusal = error
-        if hasattr(self, "_host"):
-            self._host.call(lambda: self._without_journal(error))
-
     def _without_journal(self, error: SparkFtError) -> None:
         """Go on without a next life, or end every job: as the settings say, and always when we are fenced."""
         self._note("journal_ended", {"condition": error.getCondition(), "text": error.getMessage()})
-        log.error("%s", error)
-        if self._refusal is None:
-            log.error("the application goes on, and is not resumed should its driver die (spark.app.id)")
+        if self._life is None or self._life.refusal is None:
             return
         failure = JobFailure(error.getCondition() or "", error.getMessage())
         for handle in list(self._jobs.values()):
@@ -497,8 +506,8 @@ class Driver:
     def _check_running(self) -> None:
         if self._stopped:
             raise ClusterError("This application has been stopped; make a new SparkContext.")
-        if self._refusal is not None:
-            raise self._refusal
+        if self._life is not None and self._life.refusal is not None:
+            raise self._life.refusal
 
     def stop(self, keep: bool = False) -> None:
         """End every job and process of this application; idempotent, at most 2 s.  ``keep``: it is no good
@@ -525,17 +534,7 @@ class Driver:
         if self._events is not None:
             self._events.close()
         self.cluster.remove_scratch()
-        if self._application is not None and self._journal is not None:
-            journal = self._journal
-            journal.close()
-            self._application.close(lambda: not keep and self._refusal is None and journal.is_ours())
+        if self._life is not None:
+            self._life.close(keep)
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or a pipe without a reader
             sys.stdout.flush()
-
-
-def _fingerprints(settings: Settings, executor_env: Mapping[str, str], seed: bytes) -> Fingerprints:
-    """Of this application alone.  Memory, compression and their like change how records lie, never which."""
-    from spark_ft.lineage.fingerprint import Fingerprints  # 20 ms that others need not spend
-
-    variables = {f"environment {name}": value for name, value in executor_env.items()}
-    return Fingerprints({"application": seed.hex(), "hash seed": str(settings.hash_seed), **variables})

@@ -26,7 +26,7 @@ from spark_ft.errors import (
     StorageError,
     TaskFailed,
 )
-from spark_ft.ids import JobId
+from spark_ft.ids import NO_ACTION, ActionId, JobId
 from spark_ft.protocol.effects import JobFailure
 from spark_ft.protocol.messages import BlockRef, InlineResult, StoredResult
 
@@ -98,8 +98,11 @@ class JobHandle:
         settle: Callable[[], None],
         close: Callable[[JobId], None],
         max_result_bytes: int,
+        action: ActionId = NO_ACTION,
+        keep: Callable[[ActionId, int, bytes], None] | None = None,
     ) -> None:
-        self.job_id = job_id
+        self.job_id, self.action = job_id, action
+        self._keep = keep
         self._partitions = partitions
         self._read_block, self._cancel = read_block, cancel
         self._result_lost, self._settle, self._close = result_lost, settle, close
@@ -218,6 +221,8 @@ class JobHandle:
                 self._done = False
                 self._result_lost(self.job_id, partition, str(error))
                 continue
+            if self._keep is not None:
+                self._keep(self.action, partition, payload)
             return _unpickle(payload)
 
 

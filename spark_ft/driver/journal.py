@@ -297,6 +297,16 @@ class Results:
             puts = []
         self._write(puts, gone)
 
+    def holds(self, action: ActionId, count: int) -> bool:
+        """Whether so many partitions of it are kept."""
+        return len(self._keys.get(action, ())) == count
+
+    def replace(self, action: ActionId, partition: int, payload: bytes) -> None:
+        """Keep this in place of what is kept of the partition, if anything is."""
+        key = self._keys.get(action, {}).get(partition)
+        if key is not None:
+            self.keep(action, [(partition, _RESULT_KEY.unpack(key[1:])[2], payload)])
+
     def withdraw(self, action: ActionId) -> None:
         """None of its results counts any more."""
         if self._keys.pop(action, None) is not None:

@@ -20,6 +20,7 @@ from spark_ft.errors import BlockCorrupt, BlockMissing, FetchError
 from spark_ft.ids import DRIVER_HOST, Generation, HostId, Incarnation, ShuffleId
 from spark_ft.lineage.dependency import Aggregator, ShuffleDependency
 from spark_ft.lineage.node import Replayable
+from spark_ft.protocol.digests import digest_of_inputs, digest_of_outputs
 from spark_ft.protocol.messages import BlockRef, FetchFailed, MapOutputs
 from spark_ft.rows import Batch
 from spark_ft.settings import Settings
@@ -32,6 +33,7 @@ from spark_ft.transport.blocks import BlockClient, RemoteFetch
 from spark_ft.transport.keys import Keys
 
 _BUDGET_MIN_BYTES = 1 << 20
+_DIGESTS_MAX = 1000
 
 
 class ProcessEnv:
@@ -51,6 +53,7 @@ class ProcessEnv:
         self._token, self._keys = token, keys
         self.hosts: dict[HostId, str] = {}
         self.unreachable: dict[HostId, float] = {}  # see ShuffleReader
+        self._digests: dict[tuple[ShuffleId, int, int], int] = {}
         share = int(settings.executor_memory_bytes * settings.memory_fraction)
         execution = int(share * (1 - settings.storage_fraction)) // settings.executor_cores
         self.budget_bytes = min(execution, settings.python_worker_memory_bytes)
@@ -82,6 +85,18 @@ class ProcessEnv:
                     any_file_system=self.settings.any_file_system,
                 )
             return self._writer
+
+    def digest(self, outputs: MapOutputs) -> int:
+        """Of all outputs of a shuffle; linear in them, once for each version."""
+        key = outputs.shuffle, outputs.generation, outputs.version
+        known = self._digests.get(key)
+        if known is None:
+            if len(self._digests) >= _DIGESTS_MAX:
+                self._digests.clear()
+            checksums = [status.checksum for status in outputs.statuses]
+            known = digest_of_outputs(outputs.fingerprint, outputs.generation, checksums)
+            self._digests[key] = known
+        return known
 
     def drop_shuffles(self, shuffles: Iterable[ShuffleId]) -> None:
         """Give back the space of outputs that nothing refers to any more."""
@@ -121,6 +136,10 @@ class Env:
         self._shuffle = ShuffleReader(process.reader, process.client, process.reachable, process.unreachable)
         self.budget_bytes, self._spill_dir = process.budget_bytes, process.spill_dir
         self.record_count = 0  # read from shuffles so far: the task's progress
+
+    def digest(self) -> int:
+        """Of what this task was given to read (protocol/digests.py)."""
+        return digest_of_inputs(map(self.process.digest, self._outputs.values()))
 
     def share_budget(self, keepers: int) -> None:
         """Each of so many that keep records at the same time gets an equal part of the task's budget."""

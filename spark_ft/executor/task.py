@@ -216,6 +216,7 @@ class TaskRunner:
             spill_dir=self._env.spill_dir,
             accums=accumulators.take_updates,
             codec_compress=self._env.compress,
+            inputs=attempt.env.digest(),
         )
         failpoints.hit("after_manifest_before_report")
         return Success(output=status)

@@ -1,8 +1,7 @@
 """What may happen to a core (events) and all it may ask of its host (effects).
 
-A core is ``handle(event, now_s) -> list[Effect]`` plus ``wakeup_s()``: the time at which it
-wants a ``Tick`` if nothing else happens.  There are no timers to set or to cancel.  Same
-events in the same order give the same effects.
+A core is ``handle(event, now_s) -> list[Effect]`` plus ``wakeup_s()``: when it wants a ``Tick`` if
+nothing else happens.  There are no timers to set or to cancel.  Same events in the same order: same effects.
 """
 
 from __future__ import annotations
@@ -11,8 +10,22 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Protocol
 
-from spark_ft.ids import AppId, BlobId, HostId, Incarnation, JobId, NodeId, ShuffleId, StageId, TaskId
+from spark_ft.ids import (
+    NO_ACTION,
+    ActionId,
+    AppId,
+    BlobId,
+    Fingerprint,
+    HostId,
+    Incarnation,
+    JobId,
+    NodeId,
+    ShuffleId,
+    StageId,
+    TaskId,
+)
 from spark_ft.lineage.shape import LineageShape
+from spark_ft.protocol.journal import Record, Updates
 from spark_ft.protocol.messages import (
     AssignExecutors,
     BlockRef,
@@ -36,8 +49,7 @@ from spark_ft.records import record
 
 @record
 class Received:
-    """A message from a peer, delivered by its link.  ``sender`` is the incarnation that the link
-    is bound to, never an address."""
+    """A message from a peer, by its link.  ``sender``: the incarnation that it is bound to, no address."""
 
     sender: Incarnation
     message: Message
@@ -101,6 +113,7 @@ class JobSubmitted:
     final: bool = False  # what a task of it has done is out in the world when it ends, as with foreach
     scope: int = -1  # of the action, if that has several jobs (scheduler/scopes.py)
     rests_on: tuple[int, ...] = ()  # scopes from whose answers its functions were made
+    action: ActionId = NO_ACTION  # what it is called in every life of this program, if it can be told
 
 
 @record
@@ -135,11 +148,13 @@ class ResourcesGranted:
 
 @record
 class ResultLost:
-    """A stored result could not be fetched by the driver: that task must run again (TK-11)."""
+    """A stored result could not be fetched by the driver: that task must run again (TK-11).  ``unheard``: nor
+    has anybody heard of its accumulator updates."""
 
     job: JobId
     partition: int
     text: str
+    unheard: bool = False
 
 
 @record
@@ -168,6 +183,7 @@ class Inherited:
     executors: tuple[tuple[Incarnation, Incarnation], ...] = ()  # (executor, its driver)
     outputs: tuple[MapStatus, ...] = ()
     stores: tuple[str, ...] = ()
+    names: tuple[tuple[str, ShuffleId, Fingerprint], ...] = ()
     app: AppId | None = None
     more: bool = False
 
@@ -329,6 +345,36 @@ class DeliverResult:
     partition: int
     result: InlineResult | StoredResult
     accums: tuple[tuple[int, bytes], ...] = ()
+
+
+KeptRow = tuple[int, int, InlineResult | StoredResult, Updates]  # partition, digest of its inputs, …
+
+
+@record
+class Keep:
+    """Keep these results of an action for the driver's next life; before what comes after it."""
+
+    action: ActionId
+    rows: tuple[KeptRow, ...]
+
+
+@record
+class Journal:
+    """Write these down, and carry out ``guarded`` once they are on the disk (S24).  With ``hold`` whatever
+    else is asked for meanwhile waits too."""
+
+    records: tuple[Record, ...]
+    guarded: tuple[Effect, ...]
+    hold: bool = False
+
+
+@record
+class Redeliver:
+    """Hand out a result that was kept in an earlier life."""
+
+    job: JobId
+    action: ActionId
+    partition: int
 
 
 @record
@@ -539,7 +585,7 @@ Effect = (
     | DeliverResult | WithdrawResults | MergeAccums | FinishJob
     | SpawnExecutor | KillProcess | AskStacks | DropStores
     | RunTask | InterruptTask | ReleaseBarrier | Leased | LoadBlob | Forget | Copy | LearnHosts | Exit
-    | Measure | EndWorker | Connect | WatchProcess | Remember
+    | Measure | EndWorker | Connect | WatchProcess | Remember | Keep | Journal | Redeliver
 )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from spark_ft.ids import ActionId, Fingerprint, Generation, Incarnation, TaskId
+from spark_ft.ids import ActionId, Fingerprint, Generation, Incarnation
+from spark_ft.protocol.parts import InlineResult, StoredResult
 from spark_ft.records import record
 
 Updates = tuple[tuple[int, bytes], ...]  # (accumulator, pickled update)
@@ -69,19 +70,17 @@ class Dropped:
 
 
 @record
-class CommitGranted:
-    """Of all attempts at this partition of an output only this one may publish."""
+class KeptResult:
+    """One partition's result, with its accumulator updates, as it is kept beside the journal."""
 
-    output: ActionId
-    partition: int
-    attempt: TaskId
-    holder: Incarnation
+    result: InlineResult | StoredResult
+    updates: Updates = ()
 
 
-Record = EpochBegun | ActionFinished | ActionCancelled | GenerationBegun | Dropped | CommitGranted
+Record = EpochBegun | ActionFinished | ActionCancelled | GenerationBegun | Dropped
 KINDS: dict[str, type[Record]] = {
     kind.__name__: kind
-    for kind in (EpochBegun, ActionFinished, ActionCancelled, GenerationBegun, Dropped, CommitGranted)
+    for kind in (EpochBegun, ActionFinished, ActionCancelled, GenerationBegun, Dropped)
 }
 
 
@@ -94,7 +93,6 @@ class Recovered:
     finished: dict[ActionId, ActionFinished] = field(default_factory=dict)
     generations: dict[Fingerprint, Generation] = field(default_factory=dict)
     dropped: set[Fingerprint] = field(default_factory=set)
-    granted: dict[tuple[ActionId, int], CommitGranted] = field(default_factory=dict)
     results: dict[ActionId, dict[int, int]] = field(default_factory=dict)
 
 
@@ -115,8 +113,6 @@ def replay(records: Iterable[Record], state: Recovered | None = None) -> Recover
                 known.generations[shuffle] = generation
             case Dropped(shuffles):
                 known.dropped.update(shuffles)
-            case CommitGranted(output, partition):
-                known.granted[output, partition] = each
             case _:
                 assert_never(each)
     return known

@@ -289,11 +289,13 @@ class WorkerHello:
 class StoresServed:
     """Follows every WorkerHello: what the worker found on its host when it started.  ``executors`` outlived
     the worker before it and are its own from now on; ``stores`` could be opened, and ``outputs`` is all that
-    verified in those whose writers are gone.  Twice: the same."""
+    verified in those whose writers are gone.  ``names``: (store, shuffle, fingerprint) of these, for a driver
+    that did not number the shuffles.  Twice: the same."""
 
     executors: tuple[Incarnation, ...] = ()
     outputs: tuple[MapStatus, ...] = ()
     stores: tuple[str, ...] = ()
+    names: tuple[tuple[str, ShuffleId, Fingerprint], ...] = ()
 
 
 @record

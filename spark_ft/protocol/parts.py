@@ -27,7 +27,8 @@ class MapStatus:
 
     ``checksum`` covers the output's bytes in order; equal checksums prove two outputs equal.
     ``accums`` are the task's accumulator updates as (accumulator id, pickled value): they are in
-    the manifest too, so an adopted output brings them with it.
+    the manifest too, so an adopted output brings them with it.  ``inputs``, of what its task has read
+    (digests.py), is told of outputs that a worker has found.
     """
 
     shuffle: ShuffleId
@@ -41,6 +42,7 @@ class MapStatus:
     row_count: int
     checksum: int
     accums: tuple[tuple[int, bytes], ...] = ()
+    inputs: int = 1
 
 
 @record

@@ -27,9 +27,9 @@ _KILL_ANSWER_S = 5.0  # a KillTask that is not answered for so long costs the wh
 class Attempts:
     """All attempts that hold a slot or a place in a queue."""
 
-    def __init__(self, turn: Turn, executors: Executors) -> None:
+    def __init__(self, turn: Turn, executors: Executors, first: int = 0) -> None:
         self._turn, self._executors = turn, executors
-        self._next = 0
+        self._next = first
         self.queued: dict[TaskId, Attempt] = {}
         self.keeping: dict[tuple[HostId, NodeId, int], TaskId] = {}  # by host and persisted partition
         self.killing: dict[TaskId, tuple[Attempt, float]] = {}  # with the time at which patience ends

@@ -25,9 +25,9 @@ The rules it keeps (docs/fault-model.md counts them S1 to S35; each module names
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 
-from spark_ft.ids import AppId, HostId, Incarnation
+from spark_ft.ids import AppId, HostId, Incarnation, JobId
 from spark_ft.protocol.effects import (
     CancelJobs,
     ClosePeer,
@@ -47,6 +47,7 @@ from spark_ft.protocol.effects import (
     Stopping,
     Tick,
 )
+from spark_ft.protocol.journal import Recovered
 from spark_ft.protocol.messages import (
     AppRegistered,
     BarrierSync,
@@ -81,17 +82,20 @@ from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.granter import Granter
 from spark_ft.scheduler.health import Health
 from spark_ft.scheduler.invariants import check, check_idle
+from spark_ft.scheduler.ledger import Ledger
 from spark_ft.scheduler.links import Links
 from spark_ft.scheduler.liveness import Liveness
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.placement import Placement
 from spark_ft.scheduler.recovery import Recovery
 from spark_ft.scheduler.releases import Releases
+from spark_ft.scheduler.resume import Resumption
 from spark_ft.scheduler.stalls import Stalls
 from spark_ft.scheduler.turn import Turn
 from spark_ft.settings import Settings
 
 _SWEEP_S = 0.5  # and shorter where little lies between a lease's end and the bound of its loss
+_ATTEMPT_BITS = 40  # of a TaskId; above them stands the driver's epoch, so that none is used again
 _STALL_S = 2.0  # a wakeup that comes so late means that this process was not running
 
 
@@ -105,19 +109,24 @@ class SchedulerCore:
         app: AppId,
         versions: Mapping[str, str] | None = None,
         hosts: Mapping[HostId, str] | None = None,
+        recovered: Recovered | None = None,
+        awaited: Iterable[HostId] = (),
     ) -> None:
         self.settings, self.me, self.app = settings, me, app
+        known = recovered or Recovered(epoch=1)
         self.turn = turn = Turn()
         self.executors = Executors(settings)
         self.outputs = MapOutputTracker()
         self.blocks = CachedBlocks()
         self.health = Health()
-        self.attempts = Attempts(turn, self.executors)
-        self.dag = Dag(settings, turn, self.executors, self.attempts, self.outputs, self.blocks)
+        self.attempts = Attempts(turn, self.executors, (known.epoch - 1) << _ATTEMPT_BITS)
+        self.ledger = ledger = Ledger(turn, self.outputs, recovered is not None)
+        self.dag = Dag(settings, turn, self.executors, self.attempts, self.outputs, self.blocks, ledger)
         self.links = Links(self.executors, self.outputs)
         self.recovery = Recovery(
-            turn, self.executors, self.attempts, self.outputs, self.blocks, self.health, self.dag
+            turn, self.executors, self.attempts, self.outputs, self.blocks, self.health, self.dag, ledger
         )
+        self.resume = Resumption(settings, turn, self.outputs, self.recovery, ledger, known, awaited)
         self.copies = Copies(
             settings, turn, self.executors, self.outputs, self.blocks, self.health, self.links,
             self.recovery, me,
@@ -126,7 +135,7 @@ class SchedulerCore:
         detours = Detours(turn, self.executors, self.links, self.copies)
         self.ends = Ends(
             settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health,
-            self.dag, self.recovery, self.copies, detours, self.exclusion,
+            self.dag, self.recovery, self.copies, detours, self.exclusion, ledger,
         )  # fmt: skip
         self.liveness = Liveness(
             settings, versions or {}, turn, self.executors, self.attempts, self.blocks, self.dag,
@@ -136,7 +145,9 @@ class SchedulerCore:
         self.stalls = Stalls(settings, turn, self.executors, self.attempts, self.dag, self.ends)
         self.departures = Departures(settings, turn, self.executors, self.attempts, self.copies)
         self.gangs = Gangs(settings, turn, self.executors, self.attempts, self.dag, self.recovery)
-        self.releases = Releases(turn, self.executors, self.outputs, self.blocks, self.health, self.dag)
+        self.releases = Releases(
+            turn, self.executors, self.outputs, self.blocks, self.health, self.dag, ledger
+        )
         self.placement = Placement(
             settings, turn, self.executors, self.attempts, self.outputs, self.blocks, self.health,
             self.links, self.dag,
@@ -171,9 +182,10 @@ class SchedulerCore:
             case CancelJobs():
                 self._cancel(event)
             case Released():
+                self.resume.taken(lambda held: held.blob in event.blobs)  # nobody waits for these any more
                 self.releases.released(event)
-            case ResultLost(job, partition, text):
-                self.dag.result_lost(job, partition, text)
+            case ResultLost():
+                self.dag.result_lost(event)
             case PeerGone() | PeerSilent() | PeerHeard():
                 self._peer(event)
             case ResourcesGranted(expected, manager):
@@ -200,6 +212,12 @@ class SchedulerCore:
         return self.turn.taken()
 
     def _replan(self) -> None:
+        if self.ledger.is_on:
+            for event in self.resume.ready() if self.resume.queue else ():
+                self._submit(event)
+            if self.dag.completed:
+                self.dag.completed = False
+                self.resume.verify()
         self.dag.replan()
         while self.dag.broken or self.dag.scopes.spoilt:
             self.dag.end_spoilt()
@@ -214,7 +232,8 @@ class SchedulerCore:
 
     def _wakeup(self) -> float | None:
         executors = self.executors
-        waiting = executors.live or executors.workers or executors.orphaned or self.dag.jobs
+        people = executors.live or executors.workers or executors.orphaned
+        waiting = people or self.dag.jobs or self.resume.queue
         due_s = self._sweep_s if waiting and not self.stopping else None
         if self.placement.wakeup_s is not None:
             due_s = self.placement.wakeup_s if due_s is None else min(due_s, self.placement.wakeup_s)
@@ -309,6 +328,8 @@ class SchedulerCore:
             case StoresServed():
                 self.liveness.succession.served(sender, message)
                 self.releases.tell_again(sender)
+                if (server := self.executors.workers.get(sender)) is not None:
+                    self.resume.served(server.host, message)
             case ExecutorSpawned(executor, pid):
                 self.turn.note("executor_spawned", executor=executor, pid=pid)
             case ExecutorStacks(executor, text):
@@ -337,8 +358,16 @@ class SchedulerCore:
     # --- Jobs -------------------------------------------------------------------------------
 
     def _submitted(self, event: JobSubmitted) -> None:
+        if not self.resume.holds(event):
+            self._submit(event)
+
+    def _submit(self, event: JobSubmitted) -> None:
         self.releases.wanted_again(event.shape)
-        job = self.dag.submit(event)
+        prior, adopted = self.resume.prepare(event)
+        job = self.dag.submit(event, prior)
+        for output in adopted:
+            self.copies.output_added(output)
+        self.resume.verify_persisted(event.shape)
         if job.id in self.dag.jobs and self.stopping:
             self.dag.end_job(job, JobFailure("JOB_CANCELLED", "the application was stopped"))
         self.liveness.look_for_resources()
@@ -346,9 +375,15 @@ class SchedulerCore:
     def _cancel(self, event: CancelJobs) -> None:
         everything = event.job is None and event.group is None and event.tag is None
         failure = JobFailure("JOB_CANCELLED", event.reason)
+
+        def is_meant(job: JobId, group: str | None, tags: Container[str]) -> bool:
+            named = job == event.job or (event.group is not None and group == event.group)
+            return everything or named or event.tag in tags
+
+        for waiting in self.resume.taken(lambda each: is_meant(each.job, each.group, each.tags)):
+            self._submit(waiting)
         for job in [*self.dag.jobs.values(), *self.dag.held.values()]:
-            named = job.id == event.job or (event.group is not None and job.group == event.group)
-            if not (everything or named or event.tag in job.tags):
+            if not is_meant(job.id, job.group, job.tags):
                 continue
             if job.id in self.dag.jobs:
                 self.dag.end_job(job, failure)

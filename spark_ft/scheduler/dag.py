@@ -19,19 +19,42 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from spark_ft.ids import BlobId, Generation, HostId, Incarnation, JobId, NodeId, ShuffleId, StageId
-from spark_ft.protocol.effects import DeliverResult, FinishJob, JobFailure, JobSubmitted, WithdrawResults
+from spark_ft.ids import (
+    BlobId,
+    Fingerprint,
+    Generation,
+    HostId,
+    Incarnation,
+    JobId,
+    NodeId,
+    ShuffleId,
+    StageId,
+)
+from spark_ft.protocol.effects import (
+    DeliverResult,
+    JobFailure,
+    JobSubmitted,
+    Redeliver,
+    ResultLost,
+    WithdrawResults,
+)
+from spark_ft.protocol.journal import Updates
 from spark_ft.protocol.messages import InlineResult, StoredResult
 from spark_ft.scheduler.attempts import Attempts
 from spark_ft.scheduler.cached import CachedBlocks, Survey, common, survey
 from spark_ft.scheduler.executors import Executors, ExecutorState
+from spark_ft.scheduler.ledger import Ledger
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.scopes import Scopes
 from spark_ft.scheduler.stage import Stage, why_no_gang
 from spark_ft.scheduler.taskset import Attempt, Mode, Reads, Room, Task, TaskSet
 from spark_ft.scheduler.turn import Turn
 from spark_ft.settings import Settings
+
+if TYPE_CHECKING:
+    from spark_ft.scheduler.resume import Prior
 
 _RESULT_LOSSES_MAX = 10  # times that one stored result may be lost before the job is given up
 
@@ -60,6 +83,9 @@ class Job:
         self.losses: dict[int, int] = {}
         self.cancelled: JobFailure | None = None  # after it had ended well: nothing of it is run again
         self.rollbacks = 0  # times that data under it was rolled back
+        self.action = event.action
+        self.is_answered = False  # by what an earlier life of the driver has kept
+        self.map_updates: list[tuple[Fingerprint, int, Updates]] = []  # of accumulators, while it ran
         self.progress = 0  # tasks of its stages that have succeeded
 
 
@@ -74,8 +100,9 @@ class Dag:
         attempts: Attempts,
         outputs: MapOutputTracker,
         blocks: CachedBlocks,
+        ledger: Ledger,
     ) -> None:
-        self._settings, self._turn = settings, turn
+        self._settings, self._turn, self._ledger = settings, turn, ledger
         self._executors, self._attempts, self._outputs, self._blocks = executors, attempts, outputs, blocks
         self.jobs: dict[JobId, Job] = {}
         self.held: dict[JobId, Job] = {}  # ended well, with stored results that may be lost
@@ -88,13 +115,14 @@ class Dag:
         self.unpinned = False  # a job or stage has ended: what only it needed may be released
         self.scopes = Scopes()
         self.broken: dict[StageId, Stage] = {}  # barrier stages that have lost a member
+        self.completed = False  # since this was last set to False: some shuffle has got all its outputs
         self._dirty: dict[StageId, Stage] = {}
         self._next_stage = 0
 
     # --- Jobs begin and end ---
 
-    def submit(self, event: JobSubmitted) -> Job:
-        """Take a job in; nothing is launched yet."""
+    def submit(self, event: JobSubmitted, prior: Prior | None = None) -> Job:
+        """Take a job in, of which ``prior`` is done already; nothing is launched yet."""
         assert event.job not in self.jobs and event.job not in self.held
         # Shuffle ids grow from parents to children, so stage ids do too.
         stages = [self._map_stage(shuffle, event).id for shuffle in sorted(event.shape.shuffles)]
@@ -109,11 +137,27 @@ class Dag:
             self.end_job(job, spoilt)
         elif refusal := why_no_gang(job.shape, event.partitions):
             self.end_job(job, JobFailure("BARRIER_CHAIN_NOT_ALLOWED", refusal, job.result.id))
-        elif job.partitions:
+        elif job.partitions and not self._is_done(job, prior):
             self._want(job.result, [job])
         else:
             self.end_job(job)
         return job
+
+    def _is_done(self, job: Job, prior: Prior | None) -> bool:
+        """Hand out what an earlier life of the driver has kept of this job; whether that is all of it.
+        Should some of it be unreadable, an answer that was given before is computed anew as a whole."""
+        if prior is None:
+            return False
+        job.map_updates += prior.map_updates
+        if prior.partitions:
+            job.delivered.update(prior.partitions)
+            job.merged.update(prior.partitions)
+            job.stored, job.is_answered, job.tainted = True, prior.whole, prior.whole
+            if not prior.whole or job.scope >= 0:
+                job.sources.update((source, self._outputs[source].generation) for source in prior.sources)
+            for partition in prior.partitions:
+                self._turn.out.append(Redeliver(job.id, job.action, partition))
+        return job.delivered == job.partitions
 
     def end_job(self, job: Job, failure: JobFailure | None = None) -> None:
         """The one end of a job: what only it needed is broken off."""
@@ -135,7 +179,7 @@ class Dag:
         condition = failure.condition if failure else ""
         # Noted first: whoever waits for the job finds it ended in the status when it wakes.
         self._turn.note("job_end", job=job.id, ok=failure is None, condition=condition)
-        self._turn.out.append(FinishJob(job.id, failure))
+        self._ledger.finished(job, failure)
 
     def end_spoilt(self) -> None:
         """Jobs whose scope was spoilt cannot be answered any more."""
@@ -151,11 +195,14 @@ class Dag:
         for job in list(stage.jobs.values()):
             self.end_job(job, failure)
 
-    def result_lost(self, job_id: JobId, partition: int, text: str) -> None:
+    def result_lost(self, event: ResultLost) -> None:
         """A delivered result could not be read: that task runs again, also after the job's end (TK-11)."""
+        job_id, partition, text = event.job, event.partition, event.text
         job = self.jobs.get(job_id) or self.held.get(job_id)
         if job is None or partition not in job.delivered:
             return
+        if event.unheard:
+            job.merged.discard(partition)
         self._turn.note("result_lost", job=job_id, partition=partition, text=text)
         if self.held.pop(job_id, None) is not None:
             self.jobs[job_id] = job
@@ -184,7 +231,7 @@ class Dag:
         self._turn.note("results_withdrawn", job=job.id, partitions=sorted(job.delivered))
         self._turn.out.append(WithdrawResults(job.id))
         job.sources.clear()
-        job.tainted = job.stored = False
+        job.tainted = job.stored = job.is_answered = False
         if not job.settled:
             job.merged.clear()
         self._deliver_again(job, sorted(job.delivered))
@@ -280,6 +327,7 @@ class Dag:
             del job.active[stage.id]
         stage.jobs.clear()
         self._retire(stage, True, "its stage is complete")
+        self.completed = True
         for reader in self.readers.get(stage.shuffle, {}).values():
             self.mark(reader)
 
@@ -514,6 +562,7 @@ class Dag:
             accums = ()
         job.merged.add(partition)
         self._turn.out.append(DeliverResult(job.id, partition, result, accums))
+        self._ledger.delivered(job, partition, result, accums)
 
     # --- What jobs still need ---
 

@@ -46,6 +46,7 @@ from spark_ft.scheduler.detours import Detours
 from spark_ft.scheduler.editions import Editions
 from spark_ft.scheduler.exclusion import Exclusion
 from spark_ft.scheduler.executors import Executors, ExecutorState
+from spark_ft.scheduler.ledger import Ledger
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.recovery import Recovery
 from spark_ft.scheduler.taskset import Attempt, Room, Task, avoid, remember
@@ -91,8 +92,10 @@ class Ends:
         copies: Copies,
         detours: Detours,
         exclusion: Exclusion,
+        ledger: Ledger,
     ) -> None:
         self._settings, self._turn, self._executors, self._attempts = settings, turn, executors, attempts
+        self._ledger = ledger
         self._outputs, self._blocks, self._health = outputs, blocks, board
         self._dag, self._recovery, self._copies, self._exclusion = dag, recovery, copies, exclusion
         self._detours = detours
@@ -216,8 +219,9 @@ class Ends:
             return
         self._copies.output_added(output)
         accums = accums or output.accums
-        if accums and self._outputs[output.shuffle].merge_once(task.partition):
+        if accums and (outputs := self._outputs[output.shuffle]).merge_once(task.partition):
             self._turn.out.append(MergeAccums(accums))
+            self._ledger.merged(stage.lead(), outputs, task.partition, accums)
         self._dag.succeeded(stage, task, self._ran_s(attempt))
 
     def _is_output_of(self, attempt: Attempt, output: MapStatus) -> bool:

@@ -26,6 +26,7 @@ def check(core: SchedulerCore) -> None:
     _check_outputs(core)
     _check_blocks(core)
     core.copies.check()
+    core.resume.check()
     leaving = {executor.id for executor in core.executors.live.values() if executor.leaving is not None}
     leaving |= {worker.id for worker in core.executors.workers.values() if worker.leaving is not None}
     assert core.executors.leaving.keys() == leaving, "S28"

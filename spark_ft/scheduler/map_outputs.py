@@ -13,11 +13,12 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from spark_ft.ids import Fingerprint, Generation, ShuffleId
 from spark_ft.lineage.shape import ShuffleShape
+from spark_ft.protocol.digests import UNKNOWN, digest_of_inputs, digest_of_outputs
 from spark_ft.protocol.messages import MapOutputs, MapStatus
 
 
@@ -25,8 +26,8 @@ class ShuffleOutputs:
     """The outputs of one shuffle at its current generation."""
 
     __slots__ = (
-        "_merged", "_message", "_untold", "checksums", "copies", "fingerprint", "generation", "map_count",
-        "missing", "shuffle", "sources", "statuses", "version",
+        "_digest", "_merged", "_message", "_untold", "checksums", "copies", "fingerprint", "generation",
+        "map_count", "missing", "shuffle", "sources", "statuses", "version",
     )  # fmt: skip
 
     def __init__(self, shape: ShuffleShape) -> None:
@@ -43,6 +44,7 @@ class ShuffleOutputs:
         self._merged = bytearray(shape.map_count)
         self._message: MapOutputs | None = None
         self._untold = False  # whether there are copies that no version tells of
+        self._digest = UNKNOWN
 
     @property
     def complete(self) -> bool:
@@ -115,6 +117,18 @@ class ShuffleOutputs:
         self.sources.clear()
         self._changed()
 
+    def begin_at(self, generation: int) -> None:
+        """Go on with the generation that an earlier driver had reached; before anything is registered."""
+        assert self.missing == self.map_count and generation >= self.generation
+        self.generation = Generation(generation)
+
+    def digest(self) -> int:
+        """Of all outputs at the current version; UNKNOWN while some are missing.  Linear in them, once."""
+        if self._digest == UNKNOWN and self.complete:
+            checksums = [status.checksum for status in self.statuses if status is not None]
+            self._digest = digest_of_outputs(self.fingerprint, self.generation, checksums)
+        return self._digest
+
     def merge_once(self, map_index: int) -> bool:
         """Whether the accumulator updates of this partition are to be merged now: true once (DR-13)."""
         first = not self._merged[map_index]
@@ -136,6 +150,7 @@ class ShuffleOutputs:
         self.version += 1
         self._message = None
         self._untold = False
+        self._digest = UNKNOWN
 
 
 class MapOutputTracker:
@@ -174,6 +189,10 @@ class MapOutputTracker:
             if gone:
                 found[outputs.shuffle] = gone
         return found
+
+    def digest(self, shuffles: Iterable[ShuffleId]) -> int:
+        """Of what a task reads that reads all of these."""
+        return digest_of_inputs(self._shuffles[shuffle].digest() for shuffle in shuffles)
 
     def built_from(self, shuffle: ShuffleId) -> list[ShuffleId]:
         """Shuffles of which an output was built from the current generation of ``shuffle``."""

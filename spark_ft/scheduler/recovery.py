@@ -33,6 +33,7 @@ from spark_ft.scheduler.cached import CachedBlocks, Key, rests_on
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.executors import Executors, ExecutorState
 from spark_ft.scheduler.health import Health
+from spark_ft.scheduler.ledger import Ledger
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.taskset import Attempt
 from spark_ft.scheduler.turn import Turn
@@ -52,10 +53,12 @@ class Recovery:
         blocks: CachedBlocks,
         health: Health,
         dag: Dag,
+        ledger: Ledger,
     ) -> None:
         self._turn, self._executors, self._attempts = turn, executors, attempts
         self._outputs, self._blocks, self._health, self._dag = outputs, blocks, health, dag
         self.places_lost = False  # since this was last set to False: something may lack copies now
+        self._ledger = ledger
 
     # --- Outputs come ---
 
@@ -179,6 +182,10 @@ class Recovery:
         what = f"output {map_index} of shuffle {shuffle}"
         self._roll_back([shuffle], what=what, cause=shuffle, map=map_index)
 
+    def give_up(self, shuffle: ShuffleId, what: str) -> None:
+        """Outputs that an earlier driver had are not what belongs here: they are computed again."""
+        self._roll_back([shuffle], what=what, cause=shuffle, map=-1)
+
     def gang_broken(self, shuffle: ShuffleId, stage: StageId) -> None:
         """What a gang has written goes with it: all of it is written again, under another generation."""
         self._roll_back([shuffle], what=f"the gang of barrier stage {stage}", cause=shuffle, map=-1)
@@ -248,6 +255,7 @@ class Recovery:
     def _undo(self, shuffle: ShuffleId, why: Mapping[str, object]) -> None:
         outputs = self._outputs[shuffle]
         outputs.bump()
+        self._ledger.generation_begun(outputs)
         self._health.forget_output(shuffle)
         stage = self._dag.map_stages[shuffle]
         self._turn.note(

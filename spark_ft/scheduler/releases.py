@@ -16,6 +16,7 @@ from spark_ft.scheduler.cached import CachedBlocks
 from spark_ft.scheduler.dag import Dag
 from spark_ft.scheduler.executors import Executors
 from spark_ft.scheduler.health import Health
+from spark_ft.scheduler.ledger import Ledger
 from spark_ft.scheduler.map_outputs import MapOutputTracker
 from spark_ft.scheduler.turn import Turn
 
@@ -33,7 +34,9 @@ class Releases:
         blocks: CachedBlocks,
         health: Health,
         dag: Dag,
+        ledger: Ledger,
     ) -> None:
+        self._ledger = ledger
         self._turn, self._executors = turn, executors
         self._outputs, self._blocks, self._health, self._dag = outputs, blocks, health, dag
         self.shuffles: set[ShuffleId] = set()
@@ -78,7 +81,8 @@ class Releases:
             self._dag.scopes.forgotten({key: checksum for key, checksum in known if key[0] in nodes})
         for node in nodes:
             self._blocks.drop_node(node, forget=True)
-        self._drop_shuffles(shuffles)
+        said = len(self._turn.out)
+        fingerprints = self._drop_shuffles(shuffles)
         if self._blocks.outlived and (nodes or shuffles):
             stages = self._dag.map_stages.values()
             self._blocks.forget_editions({node for stage in stages for node in stage.tree.persisted})
@@ -91,6 +95,10 @@ class Releases:
                 executor.outputs.pop(shuffle, None)
             if nodes or known_blobs or shuffles:
                 self._turn.send(executor.id, DropBlocks(tuple(nodes), known_blobs, tuple(shuffles)))
+        if fingerprints:
+            words = self._turn.out[said:]
+            del self._turn.out[said:]
+            self._ledger.dropped(fingerprints, words)
 
     def tell_again(self, worker: Incarnation) -> None:
         """This worker serves what another one has left."""
@@ -99,7 +107,7 @@ class Releases:
         if dropped:
             self._turn.send(worker, DropShuffles(dropped))
 
-    def _drop_shuffles(self, shuffles: list[ShuffleId]) -> None:
+    def _drop_shuffles(self, shuffles: list[ShuffleId]) -> list[Fingerprint]:
         fingerprints: list[Fingerprint] = []
         for shuffle in shuffles:
             fingerprint = self._outputs.forget(shuffle)
@@ -117,3 +125,4 @@ class Releases:
                 self._turn.out.append(DropStores(fingerprints=tuple(fingerprints)))
             for worker in self._executors.workers.values():
                 self._turn.send(worker.id, DropShuffles(tuple(fingerprints)))
+        return fingerprints

@@ -8,19 +8,26 @@ so every silence, back-off and patience of this core is measured in it.
 
 from __future__ import annotations
 
-from spark_ft.ids import Incarnation
-from spark_ft.protocol.effects import Effect, Note, Send
+from spark_ft.ids import ActionId, Incarnation
+from spark_ft.protocol.effects import Effect, Journal, Keep, KeptRow, Note, Send
+from spark_ft.protocol.journal import Record
 from spark_ft.protocol.messages import Message
 
 
 class Turn:
-    """``now_s`` never goes back; ``out`` is handed to the host at the end of the call."""
+    """``now_s`` never goes back; ``out`` is handed to the host at the end of the call.
 
-    __slots__ = ("now_s", "out")
+    ``kept``: results to be kept for the driver's next life, by action.  ``records``: what has to be written
+    before anything of this turn, or of a later one, is carried out.
+    """
+
+    __slots__ = ("kept", "now_s", "out", "records")
 
     def __init__(self) -> None:
         self.now_s = 0.0
         self.out: list[Effect] = []
+        self.kept: dict[ActionId, list[KeptRow]] = {}
+        self.records: list[Record] = []
 
     def send(self, to: Incarnation, message: Message) -> None:
         self.out.append(Send(to, message))
@@ -31,4 +38,10 @@ class Turn:
     def taken(self) -> list[Effect]:
         """The effects of this call; the next one starts with none."""
         out, self.out = self.out, []
+        if self.kept:
+            out[:0] = [Keep(action, tuple(rows)) for action, rows in self.kept.items()]
+            self.kept = {}
+        if self.records:
+            out = [Journal(tuple(self.records), tuple(out), hold=True)]
+            self.records = []
         return out

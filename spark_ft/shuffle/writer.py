@@ -25,6 +25,7 @@ from spark_ft.errors import StorageError
 from spark_ft.lineage.dependency import Aggregator, ShuffleDependency
 from spark_ft.lineage.narrow import user_stop_iteration
 from spark_ft.lineage.partitioner import Partitioner, portable_hash
+from spark_ft.protocol.digests import UNKNOWN
 from spark_ft.protocol.messages import MapStatus
 from spark_ft.shuffle.spill import (
     BATCH_BYTES,
@@ -54,10 +55,12 @@ def write_map_output(
     spill_dir: Path,
     accums: _Accums,
     codec_compress: bool,
+    inputs: int = UNKNOWN,
 ) -> MapStatus:
     """Drain ``records``, pairs all of them, into one committed map output.
 
-    ``accums`` is asked for the task's accumulator updates when all records have been seen.
+    ``accums`` is asked for the task's accumulator updates when all records have been seen; ``inputs`` is what
+    it was built from (protocol/digests.py).
     Raises what the user's functions raise; TypeError for a key that cannot be hashed or placed;
     StoreFull and StorageError.  Whatever it raises, nothing of the output stays.
     """
@@ -70,7 +73,7 @@ def write_map_output(
     output = store.begin(dependency.shuffle, key, dependency.partitioner.partition_count)
     try:
         buckets.write(output)
-        return output.commit(accums())
+        return output.commit(accums(), inputs)
     except BaseException:
         with contextlib.suppress(StorageError):  # a store in trouble: its garbage is collected later
             output.abort()

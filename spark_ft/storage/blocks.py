@@ -28,6 +28,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from spark_ft import failpoints
 from spark_ft.errors import StorageError, StoreFull
 from spark_ft.ids import Fingerprint, HostId, ShuffleId
+from spark_ft.protocol.digests import UNKNOWN
 from spark_ft.protocol.messages import BlockRef, MapStatus
 from spark_ft.storage import layout, lmdb_env
 from spark_ft.storage.layout import OutputKey
@@ -337,9 +338,9 @@ class OutputWriter:
             self._length = self._rows = 0
             self._digest = xxh3_64()
 
-    def commit(self, accums: tuple[tuple[int, bytes], ...] = ()) -> MapStatus:
-        """Publish the output by its manifest.  Raises StoreFull; StorageError (STORE_SEALED) when the
-        process has been given up, and then nothing may be reported."""
+    def commit(self, accums: tuple[tuple[int, bytes], ...] = (), inputs: int = UNKNOWN) -> MapStatus:
+        """Publish the output by its manifest; ``inputs``: of what it was built from.  Raises StoreFull;
+        StorageError (STORE_SEALED) when the process has been given up, and then nothing may be reported."""
         self._end_row()
         self._chunks.flush()
         size_bytes, checksum = self._chunks.size_bytes, self._chunks.digest.intdigest()
@@ -356,6 +357,7 @@ class OutputWriter:
                 checksum,
                 self._chunks.spans,
                 accums,
+                inputs,
             ]
         )
         table = b"".join(self._table)

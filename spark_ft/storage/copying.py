@@ -50,7 +50,7 @@ def copy_output(
     """``pieces`` are what a block server answers to ``pack_output``.  Raises BlockCorrupt, StoreFull."""
     promised = original.size_bytes, original.row_count, original.checksum
     try:
-        *found, accums, reduce_count, table = msgpack.unpackb(next(pieces, b""), use_list=True)
+        *found, accums, inputs, reduce_count, table = msgpack.unpackb(next(pieces, b""), use_list=True)
     except (ValueError, TypeError) as error:
         raise BlockCorrupt(f"head of a map output: {error}") from None
     if tuple(found) != promised:
@@ -74,7 +74,7 @@ def copy_output(
             raise BlockCorrupt("more than a whole map output")
         if whole.intdigest() != original.checksum or sum(row[1] for row in table) != original.size_bytes:
             raise BlockCorrupt("checksum of the map output does not hold")
-        return output.commit(tuple((accumulator, update) for accumulator, update in accums))
+        return output.commit(tuple((accumulator, update) for accumulator, update in accums), inputs)
     except BaseException:
         output.abort()
         raise

@@ -44,7 +44,7 @@ CHUNK_NO = struct.Struct(">I")
 NUMBER = struct.Struct(">Q")
 _CHUNK_HEAD = struct.Struct("<QQI")  # payload length, checksum, key length
 MANIFEST = struct.Struct("<4sIIQ")  # magic, head length, rows of the table, checksum
-MANIFEST_MAGIC = b"sFm1"
+MANIFEST_MAGIC = b"sFm2"
 ROW = struct.Struct("<IIQQQ")  # first chunk, offset in it, length, rows, xxh3_64
 EMPTY_ROW = ROW.pack(0, 0, 0, 0, xxh3_64_intdigest(b""))
 SLICE_HEAD = struct.Struct("<4s32sIQQQ")  # magic, digest of the request, reduce index, length, rows, xxh3_64
@@ -111,6 +111,7 @@ class Manifest:
     checksum: int
     spans: list[list[int]]
     accums: tuple[tuple[int, bytes], ...]
+    inputs: int  # of what its task has read (protocol/digests.py)
     table: list[Row] = field(default_factory=list)
 
 
@@ -159,7 +160,9 @@ def manifest(get: Get, item: bytes, reduce_index: int | None = None, whole: bool
     digest.update(value[MANIFEST.size :])
     if digest.intdigest() != checksum:
         raise BlockCorrupt("checksum of a manifest does not hold")
-    shuffle, *names, size_bytes, row_count, total, spans, accums = unpacked(bytes(value[MANIFEST.size : end]))
+    shuffle, *names, size_bytes, row_count, total, spans, accums, inputs = unpacked(
+        bytes(value[MANIFEST.size : end])
+    )
     key = OutputKey(*names)
     if b"m" + key.pack() != item:
         raise BlockCorrupt(f"the manifest under {item!r} is that of {key}")
@@ -172,7 +175,7 @@ def manifest(get: Get, item: bytes, reduce_index: int | None = None, whole: bool
     else:
         raise BlockMissing(f"reduce partition {reduce_index} of {reduce_count}")
     updates = tuple((accumulator, update) for accumulator, update in accums)
-    return Manifest(shuffle, key, size_bytes, row_count, total, spans, updates, table)
+    return Manifest(shuffle, key, size_bytes, row_count, total, spans, updates, inputs, table)
 
 
 # --- What a segment holds, for the collector ------------------------------------------------

@@ -53,7 +53,7 @@ View = bytes | memoryview
 Get = Callable[[bytes], memoryview | None]  # views die with the transaction they were got in
 
 FORMAT_KEY = b"\x00format"
-FORMAT = b"spark_ft store 1"
+FORMAT = b"spark_ft store 2"
 MAX_READERS = 510  # slots of the lock table; one is used per open read transaction of a process
 OPEN_SEGMENTS_MAX = 256  # for reading, in one process: each takes one or two file descriptors
 

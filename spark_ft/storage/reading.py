@@ -16,7 +16,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from spark_ft import rows
 from spark_ft.errors import BlockCorrupt, BlockExpired, BlockIncomplete, BlockMissing, StorageError
-from spark_ft.ids import HostId
+from spark_ft.ids import Fingerprint, HostId, ShuffleId
 from spark_ft.protocol.messages import BlockRef, MapStatus
 from spark_ft.storage import layout, lmdb_env
 from spark_ft.storage.layout import Manifest, OutputKey, Row
@@ -75,7 +75,8 @@ class StoreReader:
         except BlockMissing as missing:
             raise self._gone(host, key.fingerprint, missing) from None
         rows = [(index, *row[2:]) for index, row in enumerate(manifest.table) if row.length]
-        head = [manifest.size_bytes, manifest.row_count, manifest.checksum, manifest.accums]
+        head: list[object] = [manifest.size_bytes, manifest.row_count, manifest.checksum]
+        head += [manifest.accums, manifest.inputs]
         yield msgpack.packb([*head, len(manifest.table), rows])
         for index, *_ in rows:
             yield from self._extent(where, b"c" + item[1:], manifest.spans, manifest.table[index])
@@ -119,12 +120,18 @@ class StoreReader:
         if got != size_bytes or digest.intdigest() != checksum:
             raise BlockCorrupt(f"block {ref.key!r} of {where} has {got} of {size_bytes} bytes, or others")
 
-    def outputs(self, host: HostId, store: str, deep: bool = False) -> list[MapStatus]:
+    def outputs(
+        self,
+        host: HostId,
+        store: str,
+        deep: bool = False,
+        names: dict[ShuffleId, Fingerprint] | None = None,
+    ) -> list[MapStatus]:
         """Every map output that a store holds committed, as its writer would have reported it.
 
-        ``deep`` verifies each byte too.  Manifests that do not verify are left out: what
-        they spoke of counts as lost.  Touching a damaged environment may kill the process, so after
-        a writer's death this runs in a disposable child (ST-9).
+        ``names`` is filled with the fingerprints of their shuffles.  ``deep`` verifies each byte too.
+        Manifests that do not verify are left out: what they spoke of counts as lost.  Touching a damaged
+        environment may kill the process, so after a writer's death this runs in a disposable child (ST-9).
         """
         where = (host, store)
         found = []
@@ -155,8 +162,11 @@ class StoreReader:
                         manifest.row_count,
                         manifest.checksum,
                         manifest.accums,
+                        manifest.inputs,
                     )
                 )
+                if names is not None:
+                    names[manifest.shuffle] = key.fingerprint
         return found
 
     def _verify(self, where: _Where, manifest: Manifest) -> None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from math import inf
 from random import Random
@@ -48,16 +48,15 @@ from spark_ft.protocol.effects import (
     Received,
     Send,
     Tick,
-)
+)  # fmt: skip
 from spark_ft.protocol.messages import Fenced, Message
 from spark_ft.transport import frames, greeting
 from spark_ft.transport.keys import Keys
 from spark_ft.transport.lines import Lines
 from spark_ft.transport.link import Frame
-from spark_ft.transport.peer import Peer, label
+from spark_ft.transport.peer import BATCH_BYTES, Peer, label
 from spark_ft.transport.sockets import SENT, Bell, Net, Socket, Waiter
 
-BATCH_BYTES = 1 << 20  # messages for one peer are sent as one frame up to about here
 CLOSED_KEPT = 4096  # incarnations that we remember to have closed or fenced
 STALL_S = 1.0  # a turn that took so much longer than it should is a stall
 SETTLE_S = 0.05  # after a stall: when nothing has come for so long, everything has come
@@ -125,6 +124,7 @@ class Host:
         self._watched: dict[int, Callable[[], None]] = {}
 
         self._posted: deque[Event | Callable[[], None]] = deque()
+        self._held: list[Effect] | None = None  # effects that wait for ``release``
         self._asleep = False
         self._awake_s = inf  # when the last wait was over
         self._stop_by_s: float | None = None
@@ -227,12 +227,7 @@ class Host:
                 self.dropped["no_link"] += 1
                 return
             peer = self._add_peer(to, self._router, (to.encode("ascii"),))
-        data = codec.encode(message, self._max_message_bytes)
-        if peer.outbox_bytes and peer.outbox_bytes + len(data) > BATCH_BYTES:
-            peer.pack_outbox()
-        peer.outbox.append(data)
-        peer.labels.append(label(message))
-        peer.outbox_bytes += len(data)
+        peer.put(codec.encode(message, self._max_message_bytes), label(message))
         self._dirty[to] = peer
         self.sent_count += 1
 
@@ -355,16 +350,32 @@ class Host:
         except Exception as error:  # whatever the core raised is its owner's to judge
             self._on_error(error, event)
             return
+        self.carry_out(effects, event)
+        failpoints.hit("host.event")
+
+    def carry_out(self, effects: Iterable[Effect], event: Event | None = None) -> None:
+        """What a core has asked for; in the loop's thread.  While effects are held back these are, too."""
         for effect in effects:
             try:
-                if type(effect) is Send:
+                if self._held is not None:
+                    self._held.append(effect)
+                elif type(effect) is Send:
                     self.send(effect.to, effect.message)
                 elif type(effect) is ClosePeer:
                     self.close_peer(effect.peer, fence=effect.fence, why=effect.why)
                 else:
                     self._perform(effect)
-            except Exception as error:  # as above
-                self._on_error(error, event)
+            except Exception as error:  # whatever it raised is its owner's to judge
+                self._on_error(error, event or Tick())
+
+    def hold(self) -> None:
+        """From now on effects wait, in their order, for ``release``."""
+        self._held = []
+
+    def release(self, first: Iterable[Effect] = ()) -> None:
+        """Carry out ``first``, and then all that has waited.  One of these may begin to hold again."""
+        waited, self._held = self._held or [], None
+        self.carry_out([*first, *waited])
 
     def _guarded(self, function: Callable[[], None]) -> None:
         try:
@@ -567,11 +578,11 @@ class Host:
     def _drain_acks(self, socket: Socket) -> None:
         while (parts := socket.receive()) is not None:
             header = frames.unpack(parts[-1], self._token)
-            if isinstance(header, frames.Header) and header.receiver == self.me:
-                peer = self._peers.get(header.sender)
-                if peer is not None:
-                    peer.link.acknowledged(header.ack, self._clock.now_s())
-                    self._dirty[header.sender] = peer
+            if not isinstance(header, frames.Header) or header.receiver != self.me:
+                continue
+            if (peer := self._peers.get(header.sender)) is not None:
+                peer.link.acknowledged(header.ack, self._clock.now_s())
+                self._dirty[header.sender] = peer
 
     def _close(self) -> None:
         """Idempotent.  With nothing unacknowledged left every peer was alive a moment ago, so our last

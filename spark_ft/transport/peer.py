@@ -12,6 +12,8 @@ from spark_ft.transport import frames
 from spark_ft.transport.link import Link
 from spark_ft.transport.sockets import Socket
 
+BATCH_BYTES = 1 << 20  # messages for one peer are sent as one frame up to about here
+
 
 class Peer:
     """One incarnation at the other end: its link, the way to it, and what this turn has to tell it."""
@@ -40,6 +42,14 @@ class Peer:
         self.heard_s = now_s
         self.silent = False
         self.wake_s = inf  # the earliest entry of the host's heap for this peer
+
+    def put(self, data: bytes, what: str) -> None:
+        """One encoded message more that this turn has to say; ``what`` it is."""
+        if self.outbox_bytes and self.outbox_bytes + len(data) > BATCH_BYTES:
+            self.pack_outbox()
+        self.outbox.append(data)
+        self.labels.append(what)
+        self.outbox_bytes += len(data)
 
     def pack_outbox(self) -> None:
         """Hand what has gathered to the link, as one body."""

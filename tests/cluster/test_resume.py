@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from spark_ft.__main__ import main
-from tests.cluster import faultlib
+from tests.cluster import faultlib, resume_table
 from tests.cluster.faultlib import Gate, wait_until
 
 _HEAD = """
@@ -161,3 +162,16 @@ def _apps(root: Path) -> list[dict[str, Any]]:
     said = CliRunner().invoke(main, ["apps", "--json", "--dir", str(root)])
     found: list[dict[str, Any]] = json.loads(said.output)["applications"]
     return found
+
+
+# --- Killed at any moment -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", sorted(random.Random(20).sample(range(1, 60), 20)))
+def test_DR_1_killed_after_any_event_the_driver_goes_on_and_only_the_rest_is_run(
+    scratch: Path, after: int
+) -> None:
+    row = resume_table.try_event(scratch, after, "local[2]")
+    assert row.killed and row.is_right, row
+    for path in scratch.iterdir():
+        shutil.rmtree(path)
