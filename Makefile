@@ -15,6 +15,7 @@ RUNS    ?= 3
 ONLY    ?=
 SCALE   ?= 1
 RUNS_OF_CHAOS ?= 20
+JOBS    ?= 5000
 
 PYTEST  := $(BIN)/python -m pytest
 TWO     := -n 2 --dist loadfile
@@ -24,7 +25,7 @@ SEEDED  := $(if $(SEED),--hypothesis-seed=$(SEED),)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fmt check test test-unit property machines cluster sim mutants chaos resume-table bench big docs clean
+.PHONY: help setup demo fmt check test test-unit property machines cluster sim mutants chaos resume-table bench long big docs clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +81,9 @@ chaos: $(STAMP)  ## seeds of live chaos (RUNS_OF_CHAOS=20; SEED=n for that one),
 
 resume-table: $(STAMP)  ## a job's driver killed after each of its events in turn: what was done again, seconds to resume
 	$(BIN)/python -m tests.cluster.resume_table
+
+long: $(STAMP)  ## 5,000 small jobs in one application (JOBS=n): memory, files and stores stay as they were
+	$(BIN)/python -m tests.cluster.long_lived $(JOBS)
 
 big: $(STAMP)  ## sort, group and join 2 GB in executors of 256 MB (needs about 8 GB of disk)
 	$(PYTEST) -q -s -m big tests/big --timeout=3600

@@ -2,7 +2,7 @@
 
     <host root>/stores/<store>/seg-00000/    one LMDB environment, written by one process
                                 sealed       its writer may commit no more
-    <host root>/expired                      fingerprints and keys that were dropped on purpose
+    <host root>/expired, expired.old         fingerprints and keys that were dropped on purpose
 
 Keys (big endian, so they sort by what they name):
 
@@ -18,6 +18,7 @@ table of fixed rows, one per reduce partition: a reducer unpacks its own row alo
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 from collections.abc import Container, Iterable
@@ -38,6 +39,7 @@ PIECE_BYTES = 1 << 20  # at most in one answer of a block server
 
 KINDS = {"rdd": b"r", "broadcast": b"b", "result": b"t", "blob": b"f", "slice": b"s", "checkpoint": b"k"}
 NAME_BYTES_MAX = 400
+_EXPIRED_BYTES = 256 << 10  # some 14,000 shuffles, twice that in both files
 
 OUTPUT_KEY = struct.Struct(">16sIIQ")
 CHUNK_NO = struct.Struct(">I")
@@ -232,20 +234,31 @@ def is_whole(path: Path) -> bool:
 
 
 def mark_expired(root: Path, names: Iterable[bytes]) -> None:
-    """Note for all readers of this host that these fingerprints and block keys are gone on purpose."""
+    """Note for all readers of this host that these fingerprints and block keys are gone on purpose.
+
+    The latest thousands are remembered: who asks for an older one hears that it is missing, which costs the
+    same (BL-15).
+    """
     records = b"".join(struct.pack("<H", len(name)) + name for name in names)
     if records:
         try:
             with open(root / "expired", "ab", buffering=0) as file:
                 file.write(records)
+                full = file.tell() > _EXPIRED_BYTES
+            if full:
+                os.replace(root / "expired", root / "expired.old")
         except OSError as error:
             raise filesystem.os_error(error, root / "expired", len(records)) from None
 
 
 def read_expired(root: Path) -> set[bytes]:
-    """All names ever marked; a record that is being written just now is left out."""
+    """The names that were marked last; a record that is being written just now is left out."""
+    return _expired_in(root / "expired.old") | _expired_in(root / "expired")
+
+
+def _expired_in(path: Path) -> set[bytes]:
     try:
-        data = (root / "expired").read_bytes()
+        data = path.read_bytes()
     except OSError:
         return set()
     names, offset = set(), 0

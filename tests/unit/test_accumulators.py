@@ -5,6 +5,7 @@ import pickle
 import threading
 import timeit
 
+import cloudpickle
 import pytest
 
 from spark_ft import accumulators
@@ -84,6 +85,17 @@ def test_plus_equals_works_in_tasks_too():
 
     merge(in_task(payload, use))
     assert a.value == 5
+
+
+def test_the_bound_method_travels_too():
+    a, b = new_accumulator(5), new_accumulator([0.0, 0.0], Vector())
+
+    def use(add_number, add_vector):
+        add_number(3)
+        add_vector([1.0, 2.0])
+
+    updates = in_task(cloudpickle.dumps((a.add, b.add)), use)
+    assert merge(updates) == [] and (a.value, b.value) == (8, [1.0, 2.0])
 
 
 def test_the_value_cannot_be_read_or_set_in_a_task():

@@ -117,3 +117,12 @@ def test_ST_5_stale_readers_of_a_live_store_are_freed(tmp_path: Path) -> None:
     assert gc.collect_garbage(tmp_path, {STORE}, ()).readers_freed == 1
     store.close()
     assert lmdb_env.is_closed(layout.segment_path(store.path, 0))
+
+
+def test_BL_15_the_list_of_what_was_dropped_is_bounded_and_knows_the_latest(tmp_path: Path) -> None:
+    names = [number.to_bytes(16, "big") for number in range(60_000)]
+    for start in range(0, len(names), 500):
+        layout.mark_expired(tmp_path, names[start : start + 500])
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 600_000
+    known = layout.read_expired(tmp_path)
+    assert known >= set(names[-14_000:]) and names[0] not in known
