@@ -134,10 +134,10 @@ class Local:
             file.write(data)
         os.replace(fresh, path)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, durable: bool = True) -> bool:
         """False, and nothing changed, when a file of that name is there."""
         fresh = f"{path}.{os.getpid()}.new"
-        with self.new_file(fresh, durable=True) as file:
+        with self.new_file(fresh, durable) as file:
             file.write(data)
         try:
             os.link(fresh, path)
@@ -217,7 +217,7 @@ class Remote:
     def write(self, path: str, data: bytes) -> None:
         self._fs.pipe_file(path, data)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, durable: bool = True) -> bool:
         """As ``Local.create``; on a store without conditional writes two at once may both succeed."""
         if self.exists(path):
             return False

@@ -220,7 +220,7 @@ class _InDirectory(_Output):
             wanted = self.manifest(self.attempts, attempts, extension)
             if self.files.exists(self.target) and self.own() is None:
                 raise self.exists()
-            if not self.files.create(f"{self.staging}/{_MANIFEST}", wanted.encode()):
+            if not self.files.create(f"{self.staging}/{_MANIFEST}", wanted.encode(), self.durable):
                 wanted = self._decided() or wanted
         except (JobError, FileNotFoundError):
             if (own := self.own()) is not None:  # another life of this action was faster
@@ -259,7 +259,9 @@ class _InDirectory(_Output):
         with open(os.path.join(self.staging, SUCCESS), "r+b") as success:
             success.write(decided.encode())
             success.truncate()
-            os.fsync(success.fileno())
+            if self.durable:
+                success.flush()
+                os.fsync(success.fileno())
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.staging, _MANIFEST))
         if self.durable:
