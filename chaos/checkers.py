@@ -36,6 +36,7 @@ from typing import Any
 from chaos.history import History
 from chaos.nemesis import ALL, LEAVES, MESSAGES, OUTPUTS, PROCESS, TASK, TIME, WORKER, Invocation, Notice
 from chaos.workloads.registry import WORKLOADS
+from spark_ft.scheduler.quarantine import FRESH_PROCESS
 
 TRUE, FALSE, UNKNOWN = "true", "false", "unknown"
 SEEN_S = 0.1  # how much later than written a line of the event log is seen, at most, on a machine in time
@@ -178,13 +179,19 @@ def losses(history: History) -> tuple[str, list[str], Mapping[str, Any]]:
     wrong = []
     counts: Counter[str] = Counter()
     leaving_s = leaves_from_s(history)
+    replaced: set[str] = set()  # idle executors, each for a task that a fault has made a suspect
     for event in history.events:
         kind = event["event"]
         if event["seen_s"] >= leaving_s:
             break
+        if kind == "executor_doomed" and event["why"] == FRESH_PROCESS:
+            replaced.add(event["executor"])
+            continue
         if kind == "executor_lost":
             names = {event["executor"], event["host"]}
             wanted = {PROCESS, WORKER, LEAVES}
+            if event["executor"] in replaced:
+                names, wanted = set(), {PROCESS, TASK}
         elif kind == "worker_lost":
             names, wanted = {event["worker"], event["host"]}, {WORKER, LEAVES}
         elif kind in ("output_lost", "block_lost", "result_lost", "segment_lost", "store_quarantined"):

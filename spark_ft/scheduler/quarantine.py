@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from spark_ft.scheduler.stage import Stage
 
 Fits = Callable[["Stage", ExecutorState], bool]
+FRESH_PROCESS = "a suspect task needs a fresh process"  # why an idle executor is replaced
 _PATIENCE_S = 1.0  # until a fresh process is made rather than waited for
 
 
@@ -139,7 +140,7 @@ class Quarantine:
                 return
             self._drain(min(there, key=lambda e: len(e.running)))
         if self._drained is not None and not self._drained.running and not self._drained.doomed:
-            self._attempts.doom(self._drained, "a suspect task needs a fresh process")
+            self._attempts.doom(self._drained, FRESH_PROCESS)
             trouble.suspect_since_s = self._turn.now_s  # its successor needs a moment, too
 
     def _drain(self, executor: ExecutorState | None) -> None:

@@ -9,6 +9,7 @@ from chaos import checkers
 from chaos.checkers import FALSE, TRUE, UNKNOWN
 from chaos.nemesis import LEAVES, MESSAGES, OUTPUTS, TASK, TIME, WORKER
 from chaos.workloads.registry import WORKLOADS
+from spark_ft.scheduler.quarantine import FRESH_PROCESS
 from tests.unit.chaos.histories import (
     OPTIONS,
     end,
@@ -120,6 +121,14 @@ def test_an_executor_that_nobody_took_may_not_be_lost():
     assert verdict("losses", history(lost(1.1, "executor-2"))) == FALSE  # another one was killed
     assert verdict("losses", history(lost(0.5))) == FALSE  # before anything was done
     assert verdict("losses", history(lost(1.1), faults=[invocation(takes=frozenset({TIME}))])) == FALSE
+
+
+def test_an_idle_executor_may_be_replaced_for_a_task_that_a_fault_has_made_a_suspect():
+    doomed = {"event": "executor_doomed", "executor": "executor-2", "seen_s": 1.05, "why": FRESH_PROCESS}
+    assert verdict("losses", history(doomed, lost(1.1, "executor-2"))) == TRUE
+    assert verdict("losses", history({**doomed, "why": "other"}, lost(1.1, "executor-2"))) == FALSE
+    harmless = [invocation(takes=frozenset({TIME}))]
+    assert verdict("losses", history(doomed, lost(1.1, "executor-2"), faults=harmless)) == FALSE
 
 
 def test_processes_that_go_when_the_application_stops_are_no_losses():
