@@ -249,6 +249,8 @@ class Driver:
         action = ActionId(identity.key) if identity is not None and not identity.unsafe else NO_ACTION
         if identity is not None and identity.unsafe:
             self._note("job_not_resumable", {"name": name, "why": identity.unsafe})
+        if self._life is not None and self._life.parts_here(action, name):
+            self._note("program_differs", {"name": name})
         shape = shape_of(node)
         chosen = tuple(range(shape.nodes[node.id].partition_count) if partitions is None else partitions)
         blob = self._add_blob(closures.dump_stage(node, function, None, identity.key if identity else b""))

@@ -251,6 +251,7 @@ class Results:
         self._owner, self._budget_bytes, self._forgotten = me.encode(), budget_bytes, forgotten
         self._keys: dict[ActionId, dict[int, bytes]] = {}  # the oldest action first
         self._sizes: dict[ActionId, int] = {}
+        self.size_bytes = 0  # of all
         self._refused: set[ActionId] = set()  # larger than the whole budget
         map_bytes = 2 * budget_bytes + (64 << 20)
         self._last = 0  # actions are numbered as they come
@@ -276,7 +277,7 @@ class Results:
         if self._segment is None or action in self._refused:
             return
         keys = self._keys.get(action)
-        puts, gone = [], []
+        puts, gone, grown = [], [], 0
         if keys is None:
             keys = self._keys[action] = {}
             self._sizes[action] = 0
@@ -285,14 +286,17 @@ class Results:
         for partition, digest, payload in rows:
             key = _RESULT + _RESULT_KEY.pack(action, partition, digest, len(payload))
             before = keys.get(partition)
-            if before is not None and before != key:
-                gone.append(before)
-                self._sizes[action] -= _RESULT_KEY.unpack(before[1:])[3]
-            if before != key:
-                self._sizes[action] += len(payload)
+            if before is not None:
+                grown -= _RESULT_KEY.unpack(before[1:])[3]
+                if before != key:
+                    gone.append(before)
+            grown += len(payload)
             keys[partition] = key
             puts.append(layout.sealed(key, payload))
-        gone += self._evict(action)
+        self._sizes[action] += grown
+        self.size_bytes += grown
+        if self.size_bytes > self._budget_bytes:
+            gone += self._evict(action)
         if action not in self._keys:
             puts = []
         self._write(puts, gone)
@@ -310,7 +314,7 @@ class Results:
     def withdraw(self, action: ActionId) -> None:
         """None of its results counts any more."""
         if self._keys.pop(action, None) is not None:
-            del self._sizes[action]
+            self.size_bytes -= self._sizes.pop(action)
             self._write([], [_RESULT + action, _ORDER + action])
 
     def read(self, action: ActionId, partition: int) -> bytes:
@@ -319,10 +323,6 @@ class Results:
         if key is None or self._segment is None:
             raise BlockMissing(f"no result of partition {partition} is kept")
         return self._segment.read(lambda get: layout.payload(get, key))
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(self._sizes.values())
 
     def close(self) -> None:
         if self._segment is not None:
@@ -342,16 +342,17 @@ class Results:
             if keys is not None:
                 keys[partition] = key
                 self._sizes[ActionId(action)] += size_bytes
+                self.size_bytes += size_bytes
 
     def _evict(self, newest: ActionId) -> list[bytes]:
         """Prefixes of what goes, so that the rest is within the budget."""
-        total, doomed = self.size_bytes, []
+        doomed = []
         for action in list(self._keys):
-            if total <= self._budget_bytes:
+            if self.size_bytes <= self._budget_bytes:
                 break
             if action == newest:
                 self._refused.add(action)
-            total -= self._sizes.pop(action)
+            self.size_bytes -= self._sizes.pop(action)
             del self._keys[action]
             doomed.append(action)
         self._forgotten(doomed)
@@ -372,6 +373,7 @@ class Results:
         self._forgotten(list(self._keys))
         self._keys.clear()
         self._sizes.clear()
+        self.size_bytes = 0
         self.close()
 
 

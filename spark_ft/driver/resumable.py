@@ -53,6 +53,7 @@ class Resumable:
         self.refusal: SparkFtError | None = None
         self._lock = threading.Lock()
         self._is_written = True
+        self._unkept: dict[ActionId, list[KeptRow]] = {}
         self._host: Host | None = None
         self._ended: Callable[[SparkFtError], None] | None = None
         self._told: set[str] = set()
@@ -66,6 +67,7 @@ class Resumable:
                 failed.callback(self._journal.close)
                 application.end_residents()
             self.application = application
+            self._unclaimed, self._has_parted = set(self.recovered.finished), False
             self.fingerprints = Fingerprints({"application": application.seed.hex(), **surroundings})
             failed.pop_all()
 
@@ -102,6 +104,22 @@ class Resumable:
                 _rename(node, dropped)
         return identity
 
+    def parts_here(self, action: ActionId, name: str) -> bool:
+        """Whether this is the first job that no earlier life has finished although answers of others are
+        left: so a program looks that was changed, and it is told where (DR-5)."""
+        if action in self.recovered.finished:
+            self._unclaimed.discard(action)
+            return False
+        if self._has_parted or not self._unclaimed or action in self.recovered.results:
+            return False
+        self._has_parted = True
+        log.warning(
+            "%s is not what an earlier life of this application ran, or its results were dropped for want of "
+            "room: it is computed, and so is what rests on it. Answers of earlier jobs not used so far: %d",
+            name, len(self._unclaimed),
+        )  # fmt: skip
+        return True
+
     def keep(self, action: ActionId, partition: int, payload: bytes) -> None:
         """A large result has been read from its store, which will soon let go of it."""
         results = self._journal.results
@@ -120,21 +138,32 @@ class Resumable:
     def perform(self, effect: Keep | Journal | Redeliver) -> None:
         match effect:
             case Keep(action, rows):
-                self._journal.results.keep(action, map(_packed, rows))
+                if not self._unkept:
+                    assert self._host is not None
+                    self._host.call(self._flush)  # once for all that this turn of the loop brings
+                self._unkept.setdefault(action, []).extend(rows)
             case Journal():
                 self._write(effect)
             case Redeliver():
                 self._redeliver(effect)
 
+    def _flush(self) -> None:
+        """What is to be kept is written."""
+        unkept, self._unkept = self._unkept, {}
+        for action, rows in unkept.items():
+            self._journal.results.keep(action, map(_packed, rows))
+
     def withdraw(self, action: ActionId) -> None:
         """Results that were kept do not count any more."""
         if action:
+            self._unkept.pop(action, None)
             self._journal.results.withdraw(action)
 
     def _write(self, effect: Journal) -> None:
         """What it guards waits.  That an action has finished is not worth a word when its results, for want
         of room, cannot be given again."""
         assert self._host is not None
+        self._flush()
         host, results = self._host, self._journal.results
         records = [
             each
@@ -185,6 +214,7 @@ class Resumable:
 
     def close(self, keep: bool) -> None:
         """Let go of all of it; what is there is removed, unless it is to be kept or belongs to another."""
+        self._flush()
         self._journal.close()
         self.application.close(lambda: not keep and self.refusal is None and self._journal.is_ours())
 

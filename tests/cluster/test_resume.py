@@ -164,6 +164,60 @@ def _apps(root: Path) -> list[dict[str, Any]]:
     return found
 
 
+# --- What is done again, and what is not -------------------------------------------------------------
+
+_TWO_ACTIONS = """
+with SparkContext(conf=conf) as sc:
+    seen = sc.accumulator(0)
+
+    def count(x):
+        seen.add(1)
+        return x % 3, x
+
+    sums = sc.parallelize(range(40), 4).map(count).reduceByKey(lambda a, b: a + b, 4)
+    print(sorted(sums.collect()), seen.value, flush=True)
+    print(sums.map(lambda kv: kv[1] * FACTOR).sum(), seen.value, flush=True)
+    large = sc.parallelize([0], 1).map(lambda x: "x" * 3_000_000).collect()
+    print(len(large[0]), flush=True)
+    END
+"""
+
+
+def _body(factor: int, end: str = "pass") -> str:
+    return _TWO_ACTIONS.replace("FACTOR", str(factor)).replace("END", end)
+
+
+def _events(programs: Programs) -> list[faultlib.Event]:
+    lines = [line for path in programs.events.glob("*.jsonl*") for line in path.read_bytes().splitlines()]
+    events = [json.loads(line) for line in lines]
+    last = max(at for at, event in enumerate(events) if event["event"] == "application_start")
+    return events[last:]
+
+
+def test_DR_2_DR_13_finished_actions_are_answered_without_a_task(programs: Programs) -> None:
+    first = programs.start(_body(2, "os.kill(os.getpid(), 9)"))
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == -9 and len(out.splitlines()) == 3, err
+    again, _ = programs.run(_body(2))
+    assert again == out
+    assert not faultlib.starts_per_partition(_events(programs))
+    assert programs.kept() == []
+
+
+def test_DR_5_a_changed_program_is_computed_from_where_it_differs_and_is_told_so(programs: Programs) -> None:
+    first = programs.start(_body(2, "os.kill(os.getpid(), 9)"))
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode == -9
+    again, err = programs.run(_body(3))
+    before, after = out.splitlines(), again.splitlines()
+    assert after[0] == before[0] and after[2] == before[2]
+    assert after[1] == "2340 40" and before[1] == "1560 40"
+    events = _events(programs)
+    assert {event["kind"] for event in events if event["event"] == "task_start"} == {"result"}
+    assert sum(faultlib.starts_per_partition(events).values()) == 4
+    assert "sum at " in err and "is not what an earlier life of this application ran" in err
+
+
 # --- Killed at any moment -----------------------------------------------------------------------------
 
 
