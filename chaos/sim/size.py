@@ -41,7 +41,13 @@ def size_of(core: object) -> Counter[str]:
     return sizes
 
 
-_CAPPED = {"Executors.fenced": 10_000, "Executors.kills": 64 * 64}  # by themselves: the oldest go first
+_CAPPED = {
+    "Executors.fenced": 10_000,  # by themselves: the oldest go first
+    "Executors.kills": 64 * 64,
+    "Releases._dropped": 4096,
+    "Links._known": 1_000,  # by the next sweep, which a look may come before
+    "Copies.waiting": 1_000,
+}
 _BASE, _BUSY, _IDLE = 40, 20, 6  # entries; for each thing that is there while there is work, and when not
 
 
