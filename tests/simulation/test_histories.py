@@ -1,7 +1,7 @@
 """Simulated histories, and the simulator itself: deterministic, and able to find a bug.
 
-The histories are fresh ones, from a seed that is drawn each time and printed; SPARK_FT_SIM_SEED sets it, to play
-the same again, and SPARK_FT_SIM_HISTORIES how many follow it.
+The histories are fresh ones, from a seed that is drawn each time and printed; SPARK_FT_SIM_SEED sets it, to
+play the same again, and SPARK_FT_SIM_HISTORIES how many follow it.
 """
 
 import os
