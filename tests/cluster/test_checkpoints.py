@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import subprocess
+from collections import Counter
+from collections.abc import Iterator
 from operator import add
 from pathlib import Path
 
@@ -205,18 +207,36 @@ def test_BL_18_BL_19_in_an_object_store(object_store, start, gate):
 
 
 _LIVES = """
-import os, sys, time
+import os, signal, sys, time
 from spark_ft import SparkConf, SparkContext, failpoints
+from spark_ft.listener import SparkListener
 scratch, marks, folder, armed = sys.argv[1:5]
 failpoints.arm(armed)
 conf = SparkConf(loadDefaults=False).setMaster("local[1]").set("spark.app.id", "checkpoints")
 conf.set("spark.local.dir", scratch).set("spark.eventLog.enabled", "false")
 
+def touch(name):
+    open(f"{marks}/{name}", "w").close()
+
+class Answered(SparkListener):
+    def onTaskEnd(self, end):  # in a later turn of the loop: by then the result is kept
+        sc._driver._host.call(lambda: touch(f"answered-{end.taskInfo.index}"))
+
 def marked(index, records):
     open(f"{marks}/{index}@{time.monotonic_ns()}", "w").close()
-    return ((i, i * i) for i in records)
+    try:
+        os.unlink(f"{marks}/kill-at-{index}")
+    except FileNotFoundError:
+        return ((i, i * i) for i in records)
+    while not all(os.path.exists(f"{marks}/answered-{i}") for i in range(index)):
+        time.sleep(0.005)
+    os.kill(int(open(f"{marks}/driver").read()), signal.SIGKILL)
+    time.sleep(60)
 
-with SparkContext(conf=conf) as sc:
+with SparkContext(conf=conf) as sc, open(f"{marks}/driver", "w") as file:
+    file.write(str(os.getpid()))
+    file.flush()
+    sc.addSparkListener(Answered())
     sc.setCheckpointDir(folder)
     rdd = sc.parallelize(range(40), 4).mapPartitionsWithIndex(marked)
     rdd.checkpoint()
@@ -224,20 +244,43 @@ with SparkContext(conf=conf) as sc:
 """
 
 
-def test_BL_19_the_next_life_of_a_driver_ends_the_checkpoint_that_was_decided(scratch, tmp_path):
-    marks, folder = tmp_path / "marks", tmp_path / "checkpoints"
-    marks.mkdir()
+def lives(
+    scratch: Path, tmp_path: Path, *armed: str
+) -> Iterator[tuple[subprocess.CompletedProcess, Counter]]:
+    """Lives of one application, one after the other, and how often each partition has been begun by then."""
+    marks = tmp_path / "marks"
+    marks.mkdir(exist_ok=True)
+    for points in armed:
+        command = faultlib.python(
+            "-c", _LIVES, str(scratch), str(marks), str(tmp_path / "checkpoints"), points
+        )
+        ended = subprocess.run(**command, capture_output=True, text=True, timeout=60)
+        yield ended, Counter(int(name.partition("@")[0]) for name in os.listdir(marks) if "@" in name)
 
-    def life(armed: str) -> subprocess.CompletedProcess:
-        command = faultlib.python("-c", _LIVES, str(scratch), str(marks), str(folder), armed)
-        return subprocess.run(**command, capture_output=True, text=True, timeout=60)
 
-    assert life("save.part=kill@2").returncode == -signal.SIGKILL
-    assert len(list(marks.iterdir())) == PARTS
-    (root,) = folder.iterdir()
-    assert [name for name in os.listdir(root) if not name.startswith(".")] == [], "nothing shows yet"
-    ended = life("")
+def visible(tmp_path: Path) -> list[str]:
+    (root,) = (tmp_path / "checkpoints").iterdir()
+    return [f"file:{root / name}" for name in os.listdir(root) if not name.startswith(".")]
+
+
+def test_BL_19_the_next_life_of_a_driver_ends_what_was_written(scratch, tmp_path):
+    step = "save.before_manifest=kill@1"
+    (killed, begun), (ended, in_all) = (
+        (life, (marks, visible(tmp_path))) for life, marks in lives(scratch, tmp_path, step, "")
+    )
+    assert killed.returncode == -signal.SIGKILL and begun == (dict.fromkeys(range(PARTS), 1), [])
     assert ended.returncode == 0, ended.stderr
-    (kept,) = os.listdir(root)
-    assert ended.stdout.split() == ["True", f"file:{root}/{kept}"]
-    assert len(list(marks.iterdir())) == PARTS, "no part that was written is computed again"
+    assert in_all[0] == begun[0], "no part that was written is computed again"
+    assert ended.stdout.split() == ["True", *in_all[1]]
+
+
+def test_BL_19_a_driver_killed_half_way_goes_on_from_the_parts_that_are_written(scratch, tmp_path):
+    (tmp_path / "marks").mkdir()
+    (tmp_path / "marks" / "kill-at-2").touch()
+    (killed, begun), (ended, in_all) = (
+        (life, (marks, visible(tmp_path))) for life, marks in lives(scratch, tmp_path, "", "")
+    )
+    assert killed.returncode == -signal.SIGKILL and begun == ({0: 1, 1: 1, 2: 1}, [])
+    assert ended.returncode == 0, ended.stderr
+    assert in_all[0] == {0: 1, 1: 1, 2: 2, 3: 1}, "the one that was running, and what had not begun"
+    assert ended.stdout.split() == ["True", *in_all[1]]

@@ -204,6 +204,34 @@ def test_OUT_2_a_driver_that_stood_still_while_another_published_publishes_nothi
         assert_whole(here)
 
 
+def test_OUT_2_of_two_lives_that_decide_the_first_decision_stands(place, tmp_path):
+    """Both have run the job, with other rows; the one that decided stands still, the other goes on."""
+    ((_, here, _),) = places(place, tmp_path, 1)
+
+    def life(name: str, step: str) -> int:
+        pid = os.fork()
+        if pid == 0:
+            status = 70
+            try:
+                failpoints.arm(f"{step}=pause@1")
+                save(here.target, lambda function: [function(0, iter([name])), function(1, iter([name]))],
+                     write_text, job="one")  # fmt: skip
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
+        return pid
+
+    late = life("late", "save.before_manifest")
+    first = life("first", "save.after_manifest")
+    ends = []
+    for pid in (late, first):
+        os.kill(pid, signal.SIGCONT)
+        ends.append((os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), visible(here.target)))
+    assert ends == [(0, ["first", "first"])] * 2
+    assert here.left() == [] and names(here) == ["_SUCCESS", "part-00000", "part-00001"]
+
+
 def test_OUT_6_what_a_zombie_writes_after_the_end_shows_nowhere(place, tmp_path):
     kept = []
 

@@ -113,6 +113,20 @@ def test_a_failed_job_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("damage", [os.unlink, lambda path: os.truncate(path, 1)])
+def test_a_part_that_the_driver_cannot_see_whole_is_named_and_nothing_is_published(tmp_path, damage):
+    class Elsewhere(Cluster):  # as on a host with a disk of its own
+        def attempt(self, function, index, records=None):
+            answer = super().attempt(function, index, records)
+            if index == 1:
+                damage(os.path.join(function.args[0], answer[0]))
+            return answer
+
+    with pytest.raises(JobError, match=r"OUTPUT_PART_LOST.*1 of 2 files.*all hosts share"):
+        save(str(tmp_path / "out"), Elsewhere(["x"], ["y"]), write_text)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_failed_attempt_leaves_no_file(tmp_path):
     seen = []
 
