@@ -218,6 +218,37 @@ def test_DR_5_a_changed_program_is_computed_from_where_it_differs_and_is_told_so
     assert "sum at " in err and "is not what an earlier life of this application ran" in err
 
 
+_FAILING = """
+from spark_ft import failpoints
+from spark_ft.errors import SparkFtError
+
+conf.set("spark.ft.recovery.failOnJournalError", sys.argv[4] == "local[1]")
+sc = SparkContext(conf=conf)
+print(sc.parallelize(range(4), 1).count(), flush=True)
+failpoints.arm(f"witness={events},store.write=io@2")  # the first keeps the result, the second is the record's
+for _ in range(2):
+    try:
+        print(sc.parallelize(range(5), 1).count(), flush=True)
+    except SparkFtError as error:
+        print(error.getCondition(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize(("master", "said"), [("local[1]", "JOURNAL_WRITE_FAILED"), ("local[2]", "5")])
+def test_DR_8_a_journal_that_cannot_be_written_ends_jobs_or_is_done_without(
+    programs: Programs, master: str, said: str
+) -> None:
+    first = programs.start(_FAILING, master)
+    out, err = first.communicate(timeout=60)
+    assert out.split() == ["4", said, said], err
+    assert (programs.events / "store.write").exists(), "the fault did not take effect"
+    assert "[JOURNAL_WRITE_FAILED]" in err
+    body = "with SparkContext(conf=conf) as sc:\n    print(sc.parallelize(range(4), 1).count())\n"
+    out, _ = programs.run(body, master)  # what was written before is true
+    assert out == "4\n" and not faultlib.starts_per_partition(_events(programs))
+
+
 # --- Killed at any moment -----------------------------------------------------------------------------
 
 
