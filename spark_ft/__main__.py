@@ -14,6 +14,7 @@ import spark_ft
 from spark_ft.applications import apps, forget_command
 from spark_ft.daemons import keys, manager, pair, worker
 from spark_ft.observe import explain, status
+from spark_ft.submit import submit
 
 _BANNER = """\
 spark_ft {version} on Python {python}
@@ -34,6 +35,7 @@ main.add_command(explain)
 main.add_command(keys)
 main.add_command(manager)
 main.add_command(worker)
+main.add_command(submit)
 main.add_command(apps)
 main.add_command(forget_command)
 

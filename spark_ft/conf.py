@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import overload
 
 from spark_ft.errors import PySparkRuntimeError
-from spark_ft.settings import environment
+from spark_ft.settings import environment, submitted_pairs
 
 _system_properties: dict[str, str] = {}  # what SparkContext.setSystemProperty keeps; read by new SparkConfs
 
@@ -49,6 +49,7 @@ class SparkConf:
         self._drawn_app_id = ""  # the id of a run that this conf was copied from: another run gets its own
         if loadDefaults:
             self._conf.update(_defaults_file())
+            self._conf.update(submitted_pairs())
             self._conf.update((k, v) for k, v in _system_properties.items() if k.startswith("spark."))
 
     def set(self, key: str, value: object) -> SparkConf:

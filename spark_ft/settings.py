@@ -7,6 +7,7 @@ reported once.  Environment variables are read here and nowhere else.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -317,6 +318,19 @@ def known_keys() -> frozenset[str]:
 def environment(name: str, default: str = "") -> str:
     """The one door to environment variables."""
     return os.environ.get(name, default)
+
+
+SUBMITTED = "SPARK_FT_SUBMITTED"  # environment variable: what spark-ft submit was told, for the program
+
+
+def dump_pairs(pairs: Mapping[str, str]) -> str:
+    return json.dumps(dict(pairs))
+
+
+def submitted_pairs() -> dict[str, str]:
+    """Settings that ``spark-ft submit`` hands to the program that it runs."""
+    text = environment(SUBMITTED)
+    return {str(key): str(value) for key, value in json.loads(text).items()} if text else {}
 
 
 def apply_environment(pairs: Mapping[str, str]) -> None:

@@ -14,16 +14,23 @@ within one of them only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
 from spark_ft.cluster.copier import Copier
 from spark_ft.errors import BlockMissing
-from spark_ft.ids import AppId, HostId, Incarnation
+from spark_ft.ids import AppId, Fingerprint, HostId, Incarnation, ShuffleId
+from spark_ft.log import get_logger
+from spark_ft.protocol.effects import Inherited
+from spark_ft.protocol.messages import MapStatus
+
+log = get_logger(__name__)
 
 _DIRECTORIES = ("stores", "tmp", "log", "run")
 
@@ -127,3 +134,30 @@ def applications_in(root: Path) -> Iterable[AppId]:
     """Whose directories lie there."""
     for path in sorted((root / "apps").glob("*/app_id")):
         yield AppId(path.read_text())
+
+
+@dataclass(slots=True)
+class Found:
+    """What was here of one application."""
+
+    executors: list[tuple[Incarnation, Incarnation]]
+    outputs: list[MapStatus] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
+    names: list[tuple[str, ShuffleId, Fingerprint]] = field(default_factory=list)
+
+    def told(self, app: AppId | None, more: bool) -> Inherited:
+        outputs, names = tuple(self.outputs), tuple(self.names)
+        return Inherited(tuple(self.executors), outputs, tuple(self.whole), names, app, more)
+
+
+def quarantine(holding: Holding, store: str) -> None:
+    """A store that kills whoever looks at it (ST-9), or is none: out of everybody's sight, and away with
+    the next round of garbage collection."""
+    log.warning("store %s cannot be read and is taken out of use", store)
+    with contextlib.suppress(OSError):
+        (holding.root / "quarantine").mkdir(exist_ok=True)
+        (holding.root / "stores" / store).rename(holding.root / "quarantine" / store)
+
+
+def service_log(holding: Holding) -> str:
+    return str(holding.root / "log" / "service.stderr")

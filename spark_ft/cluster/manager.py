@@ -56,12 +56,14 @@ from spark_ft.protocol.messages import (
     AppReleased,
     AppUnregistered,
     AssignExecutors,
+    DriverChanged,
     Fenced,
     Goodbye,
     Message,
     RegisterApp,
     RegisterWorker,
     ReleaseApp,
+    SubmitDriver,
     UnregisterApp,
     WorkerBeat,
     WorkerLost,
@@ -115,6 +117,20 @@ class _App:
         return (self.wish.executors or 1 << 30) - had
 
 
+@dataclass(slots=True)
+class _Driver:
+    """A program that was submitted, and ``client``, who is told of it."""
+
+    wish: SubmitDriver
+    client: Incarnation | None = None
+    worker: Incarnation | None = None  # where it runs; None: it waits for room, or for its host's heir
+    away: tuple[HostId, float] | None = None  # that host, and until when it is waited for
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.wish.cores, self.wish.memory_bytes
+
+
 class ManagerCore:
     """See the module.  ``awaited``: hosts that had a worker under the manager before this one."""
 
@@ -123,6 +139,7 @@ class ManagerCore:
         self._settings = settings
         self._workers: dict[Incarnation, _Worker] = {}
         self._apps: dict[AppId, _App] = {}
+        self._drivers: dict[str, _Driver] = {}
         self._every_s = settings.silence_s / LOOKS
         self._last_s = 0.0  # the clock at the last event
         self._look_s: float | None = None  # when it was to look for silent ones again
@@ -166,6 +183,7 @@ class ManagerCore:
 
     def wakeup_s(self) -> float | None:
         times = [] if self._grants_from_s is None else [self._grants_from_s]
+        times += [driver.away[1] for driver in self._drivers.values() if driver.away]
         for app in self._apps.values():
             times += [*app.shunned.values(), *(until_s for _, until_s in app.away.values())]
         if self._look_s is not None and self._workers:
@@ -191,6 +209,10 @@ class ManagerCore:
                     out.append(Send(sender, AppUnregistered(app_id)))
                 elif app.wish.driver == sender:
                     self._release(app_id, app, out)
+            case SubmitDriver():
+                self._submitted(sender, message, out)
+            case DriverChanged():
+                self._driver_changed(sender, message, out)
             case AppReleased():
                 self._app_released(message, now_s, out)
             case WorkerBeat():
@@ -213,6 +235,9 @@ class ManagerCore:
                 if (app, driver) not in worker.kept and count > 0:
                     worker.take(count, cores, size_bytes)
                     worker.kept[app, driver] = count, cores, size_bytes
+            for wish in offer.drivers:
+                self._drivers.setdefault(wish.driver, _Driver(wish))
+                self._runs_at(self._drivers[wish.driver], sender)
             out.append(WatchProcess(sender, offer.pid))
             self._remember(out)
             for known in self._apps.values():
@@ -247,6 +272,58 @@ class ManagerCore:
             self._is_over(app, out)
             self._grant_all(out)
 
+    # --- Drivers that run within the cluster ---
+
+    def _submitted(self, client: Incarnation, wish: SubmitDriver, out: list[Effect]) -> None:
+        if wish.driver not in self._drivers:
+            self._drivers[wish.driver] = _Driver(wish)
+            if wish.has_run:
+                self._drivers[wish.driver].away = HostId(""), self._last_s + self._settings.silence_s
+        driver = self._drivers[wish.driver]
+        driver.client = client
+        self._tell(driver, "RUNNING" if driver.worker else "WAITING", "", out)
+        self._place_drivers(out)
+
+    def _place_drivers(self, out: list[Effect]) -> None:
+        """Where most is free: they are few, and stay."""
+        waiting = (driver for driver in self._drivers.values() if driver.worker is None and not driver.away)
+        for driver in waiting if self._grants_from_s is None else ():
+            able = [(w.free_cores, name) for name, w in self._workers.items() if w.room(*driver.size)]
+            if able:
+                name = max(able)[1]
+                self._runs_at(driver, name)
+                out.append(Send(name, driver.wish))
+
+    def _runs_at(self, driver: _Driver, worker: Incarnation) -> None:
+        if driver.worker is None:
+            driver.worker, driver.away = worker, None
+            self._workers[worker].take(1, *driver.size)
+
+    def _driver_changed(self, sender: Incarnation, told: DriverChanged, out: list[Effect]) -> None:
+        driver = self._drivers.get(told.driver)
+        if driver is None or driver.worker not in (None, sender):
+            return
+        self._tell(driver, told.state, told.text, out)
+        if told.state != "RUNNING":
+            del self._drivers[told.driver]
+            if driver.worker is not None:
+                self._workers[sender].take(-1, *driver.size)
+            self._grant_all(out)
+
+    def _tell(self, driver: _Driver, state: str, text: str, out: list[Effect]) -> None:
+        if driver.client is not None:
+            out.append(Send(driver.client, DriverChanged(driver.wish.driver, state, text)))
+
+    def _drivers_time(self, now_s: float, out: list[Effect]) -> None:
+        """Hosts of drivers that nobody has taken over: such a driver has ended with its host."""
+        for name, driver in list(self._drivers.items()):
+            if driver.away is not None and now_s >= driver.away[1]:
+                driver.away = None
+                if not driver.wish.supervise:
+                    del self._drivers[name]
+                self._tell(driver, "WAITING" if driver.wish.supervise else "LOST", "its host is lost", out)
+                self._place_drivers(out)
+
     def _heard(self, driver: Incarnation, heard: bool, out: list[Effect]) -> None:
         for app in list(self._apps.values()):
             if app.wish.driver == driver and app.is_silent == heard:
@@ -275,6 +352,7 @@ class ManagerCore:
             del app.away[host]
         if waited or forgiven or late:
             self._grant_all(out)
+        self._drivers_time(now_s, out)
 
     def _register_app(self, wish: RegisterApp, out: list[Effect]) -> None:
         app = self._apps.get(wish.app)
@@ -305,6 +383,7 @@ class ManagerCore:
     # --- Grants ------------------------------------------------------------------------------
 
     def _grant_all(self, out: list[Effect]) -> None:
+        self._place_drivers(out)
         for app in self._apps.values():  # first come, first served
             if app.releasing is None:
                 self._grant(app, out)
@@ -396,6 +475,9 @@ class ManagerCore:
         out.append(Note("worker_lost", {"worker": worker, "why": why}))
         out.append(ClosePeer(worker, fence=True, why=why))
         self._remember(out)
+        for driver in self._drivers.values():
+            if driver.worker == worker:
+                driver.worker, driver.away = None, (entry.offer.host, until_s)
         for app_id, app in list(self._apps.items()):
             had = app.granted.pop(worker, None)
             app.shunned.pop(worker, None)
@@ -441,11 +523,12 @@ class ManagerCore:
         for name, worker in self._workers.items():
             shares = [(app.granted.get(name, 0), *app.size) for app in self._apps.values()]
             shares += worker.kept.values()
+            shares += [(1, *driver.size) for driver in self._drivers.values() if driver.worker == name]
             cores = sum(count * each for count, each, _ in shares)
             size_bytes = sum(count * each for count, _, each in shares)
             assert worker.free_cores == worker.offer.cores - cores
             assert worker.free_bytes == worker.offer.memory_bytes - size_bytes
-            assert worker.kept or (worker.free_cores >= 0 and worker.free_bytes >= 0)
+            assert worker.kept or worker.offer.drivers or (worker.free_cores >= 0 and worker.free_bytes >= 0)
         assert len({worker.offer.host for worker in self._workers.values()}) == len(self._workers)
         assert self._grants_from_s is None or self._awaited
         for app in self._apps.values():

@@ -223,6 +223,15 @@ def become(role: str, config: Spec, environment: Mapping[str, str]) -> NoReturn:
     os.execve(arguments[0], arguments, child_environment(environment))
 
 
+def become_program(
+    arguments: Sequence[str], environment: Mapping[str, str], directory: str = "."
+) -> NoReturn:
+    """Go on as a fresh interpreter that runs a program there, under the same pid."""
+    os.chdir(directory)
+    words = [sys.executable or "python3", *arguments]
+    os.execve(words[0], words, child_environment(environment))
+
+
 def no_stdin() -> None:
     """Nobody speaks to this process by its stdin any more."""
     null = os.open(os.devnull, os.O_RDONLY)

@@ -33,6 +33,7 @@ Invariants (``check_invariants``)
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import cast
@@ -48,6 +49,7 @@ from spark_ft.protocol.effects import (
     Connect,
     Copy,
     CopyEnded,
+    DriverRan,
     DropStores,
     Effect,
     Event,
@@ -63,6 +65,7 @@ from spark_ft.protocol.effects import (
     PeerHeard,
     PeerSilent,
     Received,
+    RunDriver,
     Send,
     SpawnExecutor,
     StacksDumped,
@@ -71,6 +74,7 @@ from spark_ft.protocol.effects import (
 from spark_ft.protocol.messages import (
     AppReleased,
     AssignExecutors,
+    DriverChanged,
     DropBlocks,
     DropShuffles,
     DumpStacks,
@@ -91,6 +95,7 @@ from spark_ft.protocol.messages import (
     RegisterWorker,
     ReleaseApp,
     StoresServed,
+    SubmitDriver,
     WorkerBeat,
     WorkerHello,
     WorkerRegistered,
@@ -104,6 +109,9 @@ RESTART_MAX_S = 2.0  # between two starts, whatever the back-off says (EX-6)
 PAUSE_S = 30.0  # after giving up (EX-12)
 TERM_GRACE_S = 0.5  # from SIGHUP to SIGKILL when an application is released
 EXIT_FENCED, EXIT_LEFT = 71, 73
+RUNNING = "RUNNING"  # of a driver; see DriverChanged
+DRIVERS_BYTES_MAX = 64 << 20  # of programs in one registration
+ENDED_KEPT = 64  # drivers of which another manager is told how they ended
 
 SIGHUP, SIGINT, SIGKILL, SIGTERM = 1, 2, 9, 15  # numbers: sending them is the host's affair
 _BY_HAND = frozenset({SIGHUP, SIGINT, SIGKILL, SIGTERM})
@@ -167,6 +175,8 @@ class WorkerCore:
         self._register_at_s = 0.0
         self._started = 0  # executors ever, for their names
         self._apps: dict[AppId, _App] = {}
+        self._drivers: dict[str, SubmitDriver] = {}  # programs that run here for somebody
+        self._ended: tuple[DriverChanged, ...] = ()  # for a manager that comes later
         self._beat = 0
         self._beat_at_s = 0.0
         self._measuring = False
@@ -201,6 +211,8 @@ class WorkerCore:
                     out.append(Send(owner, made))
             case LeaveWanted(within_s):
                 self._leave(within_s, now_s, out)
+            case DriverRan():
+                self._driver_ran(event, out)
             case PeerGone() | PeerSilent() | PeerHeard():
                 self._peer(event, now_s, out)
             case GranterMoved():
@@ -240,9 +252,14 @@ class WorkerCore:
             case WorkerRegistered():
                 if not self._registered:
                     self._registered = True
+                    out.extend(Send(sender, ended) for ended in self._ended)
                     self._beat_at_s = now_s + self._settings.heartbeat_interval_s
             case WorkerWelcome():
                 pass
+            case SubmitDriver() if sender == self._granter and self._has_manager:
+                if message.driver not in self._drivers:
+                    self._drivers[message.driver] = message
+                    out.append(RunDriver(message))
             case Fenced(why) if sender == self._granter and self._has_manager:
                 # The manager has promised our cores to others and told the drivers that we are lost.
                 self._exiting = True
@@ -251,6 +268,29 @@ class WorkerCore:
                 self._driver_gone(sender, why, now_s, out)
             case _:
                 self._from_driver(sender, message, now_s, out)
+
+    def _told_drivers(self) -> Iterator[SubmitDriver]:
+        """What runs here, for a manager; with their files those that it is to start elsewhere if we are lost,
+        as far as a message can hold them."""
+        left_bytes = DRIVERS_BYTES_MAX
+        for driver in self._drivers.values():
+            size_bytes = sum(len(content) for _, content in driver.files)
+            if driver.supervise and size_bytes <= left_bytes:
+                left_bytes -= size_bytes
+                yield driver
+            else:
+                yield replace(driver, files=(), supervise=False)
+
+    def _driver_ran(self, ran: DriverRan, out: list[Effect]) -> None:
+        """Of one that a worker before us has started nobody is told before we have registered."""
+        if ran.submitted is not None:
+            self._drivers[ran.driver] = ran.submitted
+        told = DriverChanged(ran.driver, ran.state, ran.text)
+        if ran.driver in self._drivers and self._registered:
+            out.append(Send(self._granter, told))
+        if ran.state != RUNNING and self._drivers.pop(ran.driver, None) is not None:
+            self._ended = (*self._ended, told)[-ENDED_KEPT:]
+            self._leave_if_free(out)
 
     def _from_driver(self, sender: Incarnation, message: Message, now_s: float, out: list[Effect]) -> None:
         """What a driver wants of its executors and of this host's stores."""
@@ -290,7 +330,8 @@ class WorkerCore:
             self._leave_if_free(out)
 
     def _leave_if_free(self, out: list[Effect]) -> None:
-        if self._leave_by_s is not None and all(app.may_leave for app in self._apps.values()):
+        idle = all(app.may_leave for app in self._apps.values()) and not self._drivers
+        if self._leave_by_s is not None and idle:
             self._exiting = True
             out.append(Exit(EXIT_LEFT, "it has left in order"))
 
@@ -482,7 +523,8 @@ class WorkerCore:
             self._register_at_s = now_s + REGISTER_INTERVAL_S * lot
             live = [app.assignment for app in self._apps.values() if not app.releasing]
             held = tuple((a.app, a.driver, a.count, a.cores or a.slots, a.memory_bytes) for a in live)
-            out.append(Send(self._granter, replace(self._register, held=held)))
+            register = replace(self._register, held=held, drivers=tuple(self._told_drivers()))
+            out.append(Send(self._granter, register))
         if not self._measuring and self._beating() and now_s >= self._beat_at_s:
             self._measuring = True
             out.append(Measure())

@@ -18,7 +18,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -27,12 +27,12 @@ from typing import Any, NoReturn
 
 from spark_ft import failpoints
 from spark_ft.clock import BootClock
-from spark_ft.cluster import processes
+from spark_ft.cluster import drivers, processes
 from spark_ft.cluster.configuration import WorkerConfig, read_config
 from spark_ft.cluster.copier import Copier
 from spark_ft.cluster.disposable import Examiner, collect, examine, probe, survey
 from spark_ft.cluster.finder import Finder
-from spark_ft.cluster.holding import Holding, Holdings, applications_in
+from spark_ft.cluster.holding import Found, Holding, Holdings, applications_in, quarantine, service_log
 from spark_ft.cluster.oom import OomCounters
 from spark_ft.cluster.processes import STATUS_UNKNOWN, Children, Spec
 from spark_ft.cluster.procfs import Pulse, record_self, recorded
@@ -42,7 +42,7 @@ from spark_ft.errors import ClusterError, RemoteProtocolError
 from spark_ft.executor import main as executor_main
 from spark_ft.executor import stacks
 from spark_ft.executor.slots import marks_path, read_beat, read_marks, touched_path
-from spark_ft.ids import AppId, Fingerprint, HostId, Incarnation, ShuffleId
+from spark_ft.ids import AppId, Fingerprint, HostId, Incarnation
 from spark_ft.log import get_logger, set_level
 from spark_ft.protocol import codec
 from spark_ft.protocol.effects import (
@@ -65,6 +65,7 @@ from spark_ft.protocol.effects import (
     Note,
     PeerGone,
     Received,
+    RunDriver,
     SpawnExecutor,
     StacksDumped,
     WatchProcess,
@@ -72,7 +73,6 @@ from spark_ft.protocol.effects import (
 from spark_ft.protocol.messages import (
     AssignExecutors,
     ExecutorExited,
-    MapStatus,
     SegmentTouched,
     StoresServed,
 )
@@ -103,6 +103,7 @@ def _executor(spec: Spec, fds: Sequence[int]) -> int:
 
 ENTRIES: Mapping[str, processes.Entry] = {
     "executor": _executor,
+    "driver": drivers.enter,
     "probe": probe,
     "survey": survey,
     "examine": examine,
@@ -197,7 +198,9 @@ class _Worker:
         if not self._is_daemon:
             self._holdings.hold(AppId(""))
             self._host.connect(granter, config.granter_endpoint)
+        self._drivers = drivers.Drivers(self._root, children, self._host)
         self._actions: dict[type, Callable[[Any], None]] = {
+            RunDriver: lambda effect: self._drivers.run(effect.submitted),
             SpawnExecutor: self._spawn,
             KillProcess: self._kill,
             AskStacks: self._ask_stacks,
@@ -389,10 +392,10 @@ class _Worker:
         store that has lost its writer surveyed; only then anybody hears of us (WK-1, WK-3)."""
         for app in applications_in(self._root) if self._is_daemon else ():
             self._holdings.hold(app)
-        found: dict[Holding, _Found] = {}
+        found: dict[Holding, Found] = {}
         left: list[tuple[Holding, str]] = []
         for holding in self._holdings:
-            found[holding] = _Found(self._adopt(holding))
+            found[holding] = Found(self._adopt(holding))
             for name in holding.stores():
                 if name in self._pids:
                     found[holding].whole.append(name)
@@ -406,7 +409,7 @@ class _Worker:
                 found[item[0]].names.extend(told.names)
                 found[item[0]].whole.append(item[1])
             else:
-                _quarantine(*item)
+                quarantine(*item)
             if not left:
                 self._looked(found)
 
@@ -420,7 +423,7 @@ class _Worker:
 
         self._examine(self._left_in(), look)
 
-    def _looked(self, found: dict[Holding, _Found]) -> None:
+    def _looked(self, found: dict[Holding, Found]) -> None:
         """All is known that was here."""
         folders = [self._root / "serving", *(holding.root / "run" for holding in found)]
         for path in (path for folder in folders for path in folder.iterdir()):
@@ -429,6 +432,7 @@ class _Worker:
         for holding, here in found.items():
             self._host.post(here.told(holding.app if self._is_daemon else None, more=self._is_daemon))
         if self._is_daemon:
+            self._drivers.adopt()
             self._host.post(Inherited())
         config = self._config
         if config.assignment is not None:  # local[n]: the driver's wish comes with the configuration
@@ -484,7 +488,7 @@ class _Worker:
             self._probes[pid] = self._clock.now_s() + timeout_s
 
         self._host.watch(ours, readable)
-        self._children.spawn(kind, spec, stderr=_service_log(holding), fds=[theirs], on_spawned=spawned)
+        self._children.spawn(kind, spec, stderr=service_log(holding), fds=[theirs], on_spawned=spawned)
         os.close(theirs)
 
     # --- After an executor's death -----------------------------------------------------------------
@@ -555,7 +559,7 @@ class _Worker:
             "live": [*self._pids, *([holding.copier.me] if holding.copier.is_writing else [])],
             "dropped": [item.hex() for item in dropped],
         }
-        self._children.spawn("collect", spec, stderr=_service_log(holding), on_end=ended)
+        self._children.spawn("collect", spec, stderr=service_log(holding), on_end=ended)
 
     # --- The driver's process ----------------------------------------------------------------------
 
@@ -569,30 +573,3 @@ class _Worker:
             self._host.post(PeerGone(effect.peer, "its process has ended"))
 
         processes.watch_process(effect.pid, self._host.watch, self._host.unwatch, gone)
-
-
-@dataclass(slots=True)
-class _Found:
-    """What was here of one application."""
-
-    executors: list[tuple[Incarnation, Incarnation]]
-    outputs: list[MapStatus] = field(default_factory=list)
-    whole: list[str] = field(default_factory=list)
-    names: list[tuple[str, ShuffleId, Fingerprint]] = field(default_factory=list)
-
-    def told(self, app: AppId | None, more: bool) -> Inherited:
-        outputs, names = tuple(self.outputs), tuple(self.names)
-        return Inherited(tuple(self.executors), outputs, tuple(self.whole), names, app, more)
-
-
-def _quarantine(holding: Holding, store: str) -> None:
-    """A store that kills whoever looks at it (ST-9), or is none: out of everybody's sight, and away with
-    the next round of garbage collection."""
-    log.warning("store %s cannot be read and is taken out of use", store)
-    with contextlib.suppress(OSError):
-        (holding.root / "quarantine").mkdir(exist_ok=True)
-        (holding.root / "stores" / store).rename(holding.root / "quarantine" / store)
-
-
-def _service_log(holding: Holding) -> str:
-    return str(holding.root / "log" / "service.stderr")

@@ -39,6 +39,7 @@ from spark_ft.protocol.messages import (
     Message,
     SegmentTouched,
     StoredResult,
+    SubmitDriver,
     TaskEnd,
     TaskProgress,
 )
@@ -292,11 +293,22 @@ class CopyEnded:
     made: CopyMade
 
 
+@record
+class DriverRan:
+    """A driver that was submitted runs here, or has ended (see DriverChanged).  ``submitted``: one that the
+    worker before us has started, and that lives."""
+
+    driver: str
+    state: str
+    text: str = ""
+    submitted: SubmitDriver | None = None
+
+
 Event = (
     Received | PeerGone | PeerSilent | PeerHeard | GranterMoved | Tick | CopyEnded | LeaveWanted
     | JobSubmitted | CancelJobs | Released | ResourcesGranted | ResultLost | Stopping | Decommission
     | Inherited | ChildSpawned | ChildExited | ChildStopped | ChildrenSeen | StacksDumped
-    | SlotStarted | SlotEnded | BarrierReached | Progress
+    | SlotStarted | SlotEnded | BarrierReached | Progress | DriverRan
 )  # fmt: skip
 
 
@@ -566,6 +578,13 @@ class Connect:
 
 
 @record
+class RunDriver:
+    """Run a program that was submitted; tell of it by ``DriverRan``."""
+
+    submitted: SubmitDriver
+
+
+@record
 class Remember:
     """Write down, for a manager that comes after this one, which hosts have a worker."""
 
@@ -585,7 +604,7 @@ Effect = (
     | DeliverResult | WithdrawResults | MergeAccums | FinishJob
     | SpawnExecutor | KillProcess | AskStacks | DropStores
     | RunTask | InterruptTask | ReleaseBarrier | Leased | LoadBlob | Forget | Copy | LearnHosts | Exit
-    | Measure | EndWorker | Connect | WatchProcess | Remember | Keep | Journal | Redeliver
+    | Measure | EndWorker | Connect | WatchProcess | Remember | RunDriver | Keep | Journal | Redeliver
 )  # fmt: skip
 
 

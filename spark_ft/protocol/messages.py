@@ -423,6 +423,37 @@ class ReleaseApp:
     app: AppId
 
 
+# --- Whoever submits, manager, worker: drivers that run within the cluster ------------------------
+
+
+@record
+class SubmitDriver:
+    """Run a program as a driver: ``main``, one of ``files`` (name, content), with ``arguments`` and these
+    ``settings``, where so many cores and so much memory are free.  From a manager: run it here.  Known by
+    ``driver``, a name that whoever submits it has drawn: twice changes nothing.  ``supervise``: one that
+    fails, or whose host is lost, is started again.  ``has_run``: a manager before this one was told; it is
+    not to be started once more before its worker had time to say that it runs, or has ended."""
+
+    driver: str
+    main: str
+    files: tuple[tuple[str, bytes], ...] = ()
+    arguments: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+    cores: int = 1
+    memory_bytes: int = 1 << 30
+    supervise: bool = False
+    has_run: bool = False
+
+
+@record
+class DriverChanged:
+    """How a submitted driver is: WAITING for room, RUNNING, and then for good FINISHED, FAILED or LOST."""
+
+    driver: str
+    state: str
+    text: str = ""
+
+
 # --- Worker to whoever grants resources ------------------------------------------------------
 
 
@@ -437,6 +468,7 @@ class RegisterWorker:
     cores: int
     memory_bytes: int
     held: tuple[tuple[AppId, Incarnation, int, int, int], ...] = ()
+    drivers: tuple[SubmitDriver, ...] = ()  # that run here
 
 
 @record
@@ -522,6 +554,7 @@ Message = (
     | ExecutorsUnavailable
     | WorkerBeat | WorkerWelcome | KillExecutor | DumpStacks | DropShuffles
     | AssignExecutors | ReleaseApp | RegisterWorker | WorkerRegistered | AppReleased
+    | SubmitDriver | DriverChanged
     | RegisterApp | AppRegistered | WorkerLost | UnregisterApp | AppUnregistered
     | Goodbye
 )  # fmt: skip

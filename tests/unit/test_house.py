@@ -37,8 +37,8 @@ FLOORS: dict[int, str] = {
     6: "rdd status listener",
     7: "context",
     8: "streaming util observe daemons applications",
-    9: "__init__",
-    10: "submit shell __main__",
+    9: "__init__ submit",
+    10: "shell __main__",
 }
 ROOM_FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 

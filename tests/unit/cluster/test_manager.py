@@ -1,6 +1,7 @@
 """ManagerCore: events in, effects compared; no clock, no socket, no process."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -24,11 +25,13 @@ from spark_ft.protocol.messages import (
     AppReleased,
     AppUnregistered,
     AssignExecutors,
+    DriverChanged,
     Fenced,
     Message,
     RegisterApp,
     RegisterWorker,
     ReleaseApp,
+    SubmitDriver,
     UnregisterApp,
     WorkerBeat,
     WorkerLost,
@@ -232,6 +235,8 @@ def test_S12_books_balance_under_any_order_of_comings_and_goings(seed: int) -> N
         match rng.randrange(6):
             case 0:
                 held = [(app, driver, rng.randrange(3))] if rng.random() < 0.3 else []
+                program = replace(PROGRAM, driver=f"submitted-{number}", supervise=rng.random() < 0.5)
+                driven.tell(CLIENT, program)
                 driven.register(number, rng.randrange(1, 5), *held)
             case 1:
                 driven.event(PeerGone(worker(number), "x"))
@@ -241,6 +246,8 @@ def test_S12_books_balance_under_any_order_of_comings_and_goings(seed: int) -> N
                 driven.tell(driver, UnregisterApp(app))
             case 4:
                 driven.tell(worker(number), AppReleased(app, worker(number), driver))
+                ended = DriverChanged(f"submitted-{rng.randrange(4)}", rng.choice(("RUNNING", "FAILED")))
+                driven.tell(worker(number), ended)
             case _:
                 silence = rng.choice((PeerSilent(driver, 9.0), PeerHeard(driver), Tick()))
                 driven.event(PeerGone(driver, "x") if rng.random() < 0.3 else silence)
@@ -361,3 +368,72 @@ def test_UE_8_an_executor_of_several_cores_takes_so_many() -> None:
     driven = Driven(workers=1, cores=4)
     wish = RegisterApp(APP, DRIVER, "ipc://d", 77, 0, 1, 1 << 30, {}, cores=2)
     assert granted(driven.tell(DRIVER, wish)) == {worker(0): 2}
+
+
+# --- Drivers that run within the cluster -------------------------------------------------------------------
+
+CLIENT = Incarnation("submit-1")
+PROGRAM = SubmitDriver("submitted-1", "a.py", (("a.py", b"x"),))
+
+
+def states(effects: list[Effect], client: Incarnation = CLIENT) -> list[str]:
+    return [m.state for m in told(effects, client) if isinstance(m, DriverChanged)]
+
+
+def test_a_driver_runs_where_most_is_free_and_its_cores_are_nobody_elses() -> None:
+    driven = Driven(workers=1, cores=2)
+    driven.register(1, 3)
+    effects = driven.tell(CLIENT, PROGRAM)
+    assert told(effects, worker(1)) == [PROGRAM] and states(effects) == ["WAITING"]
+    assert states(driven.tell(worker(1), DriverChanged("submitted-1", "RUNNING"))) == ["RUNNING"]
+    assert granted(driven.app()) == {worker(0): 2, worker(1): 2}
+    effects = driven.tell(worker(1), DriverChanged("submitted-1", "FINISHED"))
+    assert states(effects) == ["FINISHED"] and granted(effects) == {worker(0): 2, worker(1): 3}
+    assert driven.tell(worker(1), DriverChanged("submitted-1", "FINISHED")) == [], "told once"
+
+
+def test_a_driver_that_finds_no_room_waits_and_goes_before_executors() -> None:
+    driven = Driven(workers=1, cores=2)
+    driven.app()
+    assert states(driven.tell(CLIENT, PROGRAM)) == ["WAITING"]
+    effects = driven.register(1, 1)
+    assert told(effects, worker(1)) == [WorkerRegistered(), PROGRAM] and assigned(effects) == {}
+
+
+def test_CM_7_a_driver_that_is_submitted_twice_runs_once() -> None:
+    driven = Driven(workers=2)
+    driven.tell(CLIENT, PROGRAM)
+    effects = driven.tell(CLIENT, PROGRAM)
+    assert states(effects) == ["RUNNING"] and told(effects, worker(0)) == told(effects, worker(1)) == []
+
+
+@pytest.mark.parametrize("supervise", [False, True])
+def test_a_driver_whose_host_is_lost_is_started_elsewhere_only_when_it_is_supervised(supervise: bool) -> None:
+    driven = Driven(workers=1)
+    program = replace(PROGRAM, supervise=supervise)
+    driven.tell(CLIENT, program)
+    driven.event(PeerGone(worker(0), "x"))
+    driven.register(1)
+    driven.tell(worker(1), WorkerBeat(1))
+    assert driven.pass_until(driven.now_s + SETTINGS.worker_grace_s - 0.1) == [], "an heir may have it"
+    driven.tell(worker(1), WorkerBeat(2))
+    effects = driven.pass_until(driven.now_s + 0.2)
+    assert states(effects) == (["WAITING"] if supervise else ["LOST"])
+    assert told(effects, worker(1)) == ([program] if supervise else [])
+
+
+def test_CM_1_another_manager_is_told_of_drivers_by_their_workers_and_runs_none_twice() -> None:
+    driven = Driven()
+    again = replace(PROGRAM, has_run=True)
+    assert states(driven.tell(CLIENT, again)) == ["WAITING"]
+    offer = RegisterWorker(worker(0), HostId("host-0"), 5, 2, 2 << 30, (), (PROGRAM,))
+    assert told(driven.tell(worker(0), offer), worker(0)) == [WorkerRegistered()], "it runs there"
+    assert states(driven.tell(CLIENT, again)) == ["RUNNING"]
+    assert states(driven.tell(worker(0), DriverChanged("submitted-1", "FINISHED"))) == ["FINISHED"]
+
+
+def test_CM_1_one_that_ended_while_there_was_no_manager_is_not_started_again() -> None:
+    driven = Driven()
+    driven.tell(CLIENT, replace(PROGRAM, has_run=True))
+    assert told(driven.register(0), worker(0)) == [WorkerRegistered()]
+    assert states(driven.tell(worker(0), DriverChanged("submitted-1", "FINISHED"))) == ["FINISHED"]

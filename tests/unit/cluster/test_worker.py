@@ -24,6 +24,7 @@ from spark_ft.protocol.effects import (
     ChildStopped,
     ClosePeer,
     Connect,
+    DriverRan,
     DropStores,
     Effect,
     Event,
@@ -33,8 +34,10 @@ from spark_ft.protocol.effects import (
     KillProcess,
     LeaveWanted,
     Measure,
+    Note,
     PeerGone,
     Received,
+    RunDriver,
     Send,
     SpawnExecutor,
     StacksDumped,
@@ -44,6 +47,7 @@ from spark_ft.protocol.effects import (
 from spark_ft.protocol.messages import (
     AppReleased,
     AssignExecutors,
+    DriverChanged,
     DropShuffles,
     DumpStacks,
     ExecutorExited,
@@ -61,6 +65,7 @@ from spark_ft.protocol.messages import (
     RegisterWorker,
     ReleaseApp,
     StoresServed,
+    SubmitDriver,
     WorkerBeat,
     WorkerHello,
     WorkerRegistered,
@@ -501,3 +506,43 @@ def test_EX_4_an_heirloom_that_ends_before_its_driver_comes_is_not_adopted_and_i
     effects = driven.tell(assignment(1), MANAGER)
     assert sent(effects, StoresServed) == [StoresServed((), (status,), ("executor-a",))]
     assert len(spawned(effects)) == 1
+
+
+# --- Drivers that were submitted ---
+
+
+def test_a_submitted_driver_is_run_once_told_of_and_reported_to_another_manager() -> None:
+    driven = Driven(has_manager=True)
+    driven.event(Inherited())
+    driven.tell(WorkerRegistered(), MANAGER)
+    program = SubmitDriver("submitted-1", "a.py", (("a.py", b"x"),), supervise=True)
+    other = replace(program, driver="submitted-2", supervise=False)
+    assert driven.tell(program, OTHER) == [Note("message_not_for_worker", {"kind": "SubmitDriver"})]
+    assert driven.tell(program, MANAGER) == [RunDriver(program)] and driven.tell(program, MANAGER) == []
+    driven.tell(other, MANAGER)
+    assert sent(driven.event(DriverRan("submitted-1", "RUNNING", "pid 5")), DriverChanged) == [
+        DriverChanged("submitted-1", "RUNNING", "pid 5")
+    ]
+    another = Incarnation("manager-2")
+    (register,) = sent(driven.event(GranterMoved(another, "ipc://m")), RegisterWorker)
+    assert isinstance(register, RegisterWorker)
+    assert register.drivers == (program, replace(other, files=())), "only who may start again is sent whole"
+    assert sent(driven.event(DriverRan("submitted-2", "FAILED", "x")), DriverChanged) == [], "nobody is there"
+    assert sent(driven.tell(WorkerRegistered(), another), DriverChanged) == [
+        DriverChanged("submitted-2", "FAILED", "x")
+    ]
+
+
+def test_EX_13_a_worker_that_leaves_waits_for_the_drivers_that_run_there() -> None:
+    driven = Driven(has_manager=True)
+    driven.tell(SubmitDriver("submitted-1", "a.py"), MANAGER)
+    assert exits(driven.event(LeaveWanted(30.0))) == []
+    assert exits(driven.event(DriverRan("submitted-1", "FINISHED"))) == [EXIT_LEFT]
+
+
+def test_WK_1_a_driver_that_outlived_the_worker_before_is_told_of_when_this_one_registers() -> None:
+    driven = Driven(has_manager=True)
+    program = SubmitDriver("submitted-1", "a.py")
+    assert driven.event(DriverRan("submitted-1", "RUNNING", "", program)) == []
+    (register,) = sent(driven.event(Inherited()), RegisterWorker)
+    assert isinstance(register, RegisterWorker) and register.drivers == (program,)

@@ -20,10 +20,13 @@ SECTIONS = {
     "Driver to worker": ("driver", "worker"),
     "To a worker from whoever grants resources (manager, or the driver in local[n])": ("granter", "worker"),
     "Worker to whoever grants resources": ("worker", "granter"),
+    "Whoever submits, manager, worker: drivers that run within the cluster": None,
     "Driver to manager and back": None,
     "Anyone to anyone": ("anyone", "anyone"),
 }
 EXCEPTIONS = {
+    "SubmitDriver": ("who submits, then manager", "manager, then worker"),
+    "DriverChanged": ("worker, then manager", "manager, then who submitted"),
     "Fenced": ("anyone", "anyone"),
     "DropBlocks": ("driver", "executor, worker"),
     "MakeCopies": ("driver", "worker, executor"),
