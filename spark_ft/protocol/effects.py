@@ -25,6 +25,9 @@ from spark_ft.ids import (
     TaskId,
 )
 from spark_ft.lineage.shape import LineageShape
+from spark_ft.protocol.deployment import DriverRan as DriverRan
+from spark_ft.protocol.deployment import Remember as Remember
+from spark_ft.protocol.deployment import RunDriver as RunDriver
 from spark_ft.protocol.journal import Record, Updates
 from spark_ft.protocol.messages import (
     AssignExecutors,
@@ -39,7 +42,6 @@ from spark_ft.protocol.messages import (
     Message,
     SegmentTouched,
     StoredResult,
-    SubmitDriver,
     TaskEnd,
     TaskProgress,
 )
@@ -291,17 +293,6 @@ class CopyEnded:
 
     owner: Incarnation
     made: CopyMade
-
-
-@record
-class DriverRan:
-    """A driver that was submitted runs here, or has ended (see DriverChanged).  ``submitted``: one that the
-    worker before us has started, and that lives."""
-
-    driver: str
-    state: str
-    text: str = ""
-    submitted: SubmitDriver | None = None
 
 
 Event = (
@@ -575,20 +566,6 @@ class Connect:
 
     to: Incarnation
     endpoint: str
-
-
-@record
-class RunDriver:
-    """Run a program that was submitted; tell of it by ``DriverRan``."""
-
-    submitted: SubmitDriver
-
-
-@record
-class Remember:
-    """Write down, for a manager that comes after this one, which hosts have a worker."""
-
-    hosts: tuple[HostId, ...]
 
 
 @record

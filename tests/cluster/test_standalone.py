@@ -121,7 +121,7 @@ def test_EX_2_an_executor_of_another_host_is_killed_and_its_outputs_are_still_se
 
 
 def test_WK_1_a_worker_that_is_started_again_adopts_executors_and_outputs(two_hosts, start, tmp_path) -> None:
-    running, gate = start(two_hosts.url), Gate(tmp_path / "gate")
+    running, gate = start(two_hosts.url, spark_ft_worker_grace="20s"), Gate(tmp_path / "gate")
     before = four_executors(running)
     sums = sums_of(running.sc, gate)
     action = Action(lambda: sorted(sums.mapPartitionsWithIndex(gate.hold).collect()))
@@ -310,7 +310,7 @@ def test_EX_13_workers_are_restarted_one_after_the_other_and_no_job_fails(two_ho
 def test_WK_1_each_application_gets_its_own_back_from_a_worker_that_is_started_again(
     two_hosts, start, tmp_path
 ) -> None:
-    running = start(two_hosts.url, spark_executor_instances=2)
+    running = start(two_hosts.url, spark_executor_instances=2, spark_ft_worker_grace="20s")
     wait_until(lambda: len(running.log.pids()) == 2, what="two executors")
     program = tmp_path / "other.py"
     program.write_text(
@@ -318,6 +318,7 @@ def test_WK_1_each_application_gets_its_own_back_from_a_worker_that_is_started_a
         "from operator import add\n"
         "from spark_ft import SparkConf, SparkContext\n"
         "conf = SparkConf().setMaster(sys.argv[1]).set('spark.eventLog.dir', sys.argv[2])\n"
+        "conf.set('spark.ft.worker.grace', '20s')\n"
         "with SparkContext(conf=conf) as sc:\n"
         "    pairs = sc.parallelize(range(600), 6).map(lambda x: (x % 5, x)).reduceByKey(add, 4)\n"
         "    for _ in range(2):\n"
