@@ -25,6 +25,7 @@ class Excluded:
         # … and have ended well elsewhere since, and when
         self._proved: dict[Incarnation, dict[tuple[int, int], float]] = {}
         self._probes: dict[Incarnation, Tried] = {}
+        self._told: set[TaskId] = set()  # attempts whose success is known: a survey of a store tells of it again
         self._well: dict[Incarnation, float] = {}  # whose probe has ended well, and when
 
     def is_everybody(self) -> bool:
@@ -54,13 +55,14 @@ class Excluded:
     def adopted(self, executor: Incarnation, task: TaskId) -> None:
         """It had committed its output before its process died."""
         attempt = self._world.shadow.attempts.get(task)
-        if attempt is not None and attempt.executor == executor:
+        if attempt is not None and attempt.executor == executor and task not in self._told:
             self._succeeded(attempt, (attempt.stage, attempt.partition), self._is_probe(attempt))
 
     def _is_probe(self, attempt: Tried) -> bool:
         return attempt.executor in self.until_s and self._probes.get(attempt.executor) is attempt
 
     def _succeeded(self, attempt: Tried, where: tuple[int, int], is_probe: bool) -> None:
+        self._told.add(attempt.task)
         if is_probe:
             self._well[attempt.executor] = self._world.clock.now_s
         for executor, failed in self._failed.items():
