@@ -25,7 +25,7 @@ class Excluded:
         # … and have ended well elsewhere since, and when
         self._proved: dict[Incarnation, dict[tuple[int, int], float]] = {}
         self._probes: dict[Incarnation, Tried] = {}
-        self._told: set[TaskId] = set()  # attempts whose success is known: a survey of a store tells of it again
+        self._told: set[TaskId] = set()  # whose success is known; surveys tell of it again
         self._well: dict[Incarnation, float] = {}  # whose probe has ended well, and when
 
     def is_everybody(self) -> bool:
