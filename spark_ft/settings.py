@@ -129,7 +129,6 @@ class Settings:
     driver_data_port: int = _key("spark.driver.blockManager.port", 0, _whole, "of its block server; 0: any", least=0, most=65535)
     submit_timeout_s: float = _key("spark.ft.submitTimeout", 60.0, seconds, "a driver waits so long for a manager", least=0)
     cores_max: int = _key("spark.cores.max", 0, _whole, "of a spark:// cluster, in all; 0: all there are", least=0)
-    work_ttl_s: float = _key("spark.worker.cleanup.appDataTtl", 7 * 86400.0, seconds, "a worker keeps what nobody asks for", least=0)
     advertise_directory: str = _key("spark.ft.advertise.directory", "", _path, "of ipc sockets, as others find it; as bound when empty")
     log_level: str = _key("spark.log.level", "WARN", str.upper, "of the engine's log on stderr")
     input_mode: str = _key("spark.ft.input.mode", "FAILFAST", _choice("FAILFAST", "PERMISSIVE"), "PERMISSIVE: bad records of files are counted, not errors")
