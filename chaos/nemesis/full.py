@@ -29,7 +29,8 @@ class Full(Nemesis):
     kinds = (Kind("disk", ("ST-1",), frozenset({TASK, TIME}), (0.5, 3.0), (CONDITION,)),)
 
     def __init__(self) -> None:
-        self._limited: dict[int, list[tuple[Process, Limit]]] = {}
+        self._limited: dict[int, list[Process]] = {}  # by each fault; two may overlap
+        self._before: dict[int, Limit] = {}  # what a process had before the first of them
 
     def invoke(self, fault: Fault, cluster: Cluster, rng: random.Random) -> Invocation:
         hosts = sorted({executor.host for executor in cluster.executors()})
@@ -42,20 +43,24 @@ class Full(Nemesis):
                 with contextlib.suppress(OSError):
                     before = resource.prlimit(executor.pid, resource.RLIMIT_FSIZE)
                     resource.prlimit(executor.pid, resource.RLIMIT_FSIZE, (SMALLEST_BYTES, before[1]))
-                    limited.append((executor, before))
-        refused = len(_refusals(cluster, [executor for executor, _ in limited]))
+                    self._before.setdefault(executor.pid, before)
+                    limited.append(executor)
+        refused = len(_refusals(cluster, limited))
         return self.made(fault, None if limited else False, host=host, refused_before=refused)
 
     def heal(self, invocation: Invocation, cluster: Cluster) -> Invocation:
         limited = self._limited.pop(invocation.fault.number, [])
-        for executor, before in limited:
-            with contextlib.suppress(OSError):
-                if executor.is_alive():
-                    resource.prlimit(executor.pid, resource.RLIMIT_FSIZE, before)
+        still = {executor.pid for others in self._limited.values() for executor in others}
+        for executor in limited:
+            if executor.pid not in still:
+                before = self._before.pop(executor.pid)
+                with contextlib.suppress(OSError):
+                    if executor.is_alive():
+                        resource.prlimit(executor.pid, resource.RLIMIT_FSIZE, before)
         if invocation.took_effect is False:
             return invocation
         before_count = invocation.evidence["refused_before"]
-        refused = len(_refusals(cluster, [executor for executor, _ in limited])) - before_count
+        refused = len(_refusals(cluster, limited)) - before_count
         evidence = {**invocation.evidence, "refused": refused}
         rows = self.kind("disk").rows if refused else ()
         return replace(invocation, took_effect=refused > 0, rows=rows, evidence=evidence)
