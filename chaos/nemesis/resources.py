@@ -93,7 +93,11 @@ class Memory(Nemesis):
         if (limited := self._limited.pop(number, None)) is not None:
             victim, before = limited
             with contextlib.suppress(OSError):
-                if victim.is_alive():
+                if others := [n for n, (other, _) in self._limited.items() if other.pid == victim.pid]:
+                    # Whichever of them is lifted last gives back what there was before the first.
+                    last = others[-1]
+                    self._limited[last] = victim, max(before, self._limited[last][1])
+                elif victim.is_alive():
                     resource.prlimit(victim.pid, resource.RLIMIT_AS, before)
         if (group := self._groups.pop(number, None)) is None:
             return invocation
