@@ -96,7 +96,7 @@ class Memory(Nemesis):
                 if others := [n for n, (other, _) in self._limited.items() if other.pid == victim.pid]:
                     # Whichever of them is lifted last gives back what there was before the first.
                     last = others[-1]
-                    self._limited[last] = victim, max(before, self._limited[last][1])
+                    self._limited[last] = victim, max(before, self._limited[last][1], key=_room)
                 elif victim.is_alive():
                     resource.prlimit(victim.pid, resource.RLIMIT_AS, before)
         if (group := self._groups.pop(number, None)) is None:
@@ -198,3 +198,7 @@ class Readers(Nemesis):
     def teardown(self, cluster: Cluster) -> None:
         for holder in self._holders.values():
             end(holder)
+
+
+def _room(limit: tuple[int, int]) -> float:
+    return float("inf") if limit[0] == resource.RLIM_INFINITY else limit[0]
