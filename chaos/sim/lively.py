@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _SLACK_S = 2.0  # sweeps of the driver, and looks of ours
 _EXCLUDED_S = 10.0  # everybody may be excluded for so long
 _IDLE_S = 12.0  # beside the patience with locality: back-offs after a failure, rooms that are being cleared
+_FRESH_S = 5.0  # an executor is drained for a suspect after one, and its successor has to start
 _PASSED_BY = 40  # launches for younger jobs while an older one has a ready task and gets none
 
 
@@ -129,6 +130,7 @@ class Lively:
             if _has_due(s)
             and not (core.health.hosts and s.shuffle is not None)
             and not (core.links and s.tree.parents)
+            and not (s.id in core.dag.suspects and _waits_for_a_fresh_process(s, core.turn.now_s))
         ]
         waiting = {job for stage in placeable for job in stage.jobs}
         if self._world.options.settings.scheduler_mode == "FAIR":
@@ -180,3 +182,10 @@ def _has_due(stage: Stage) -> bool:
         for _, partition, ticket in tasks._delayed
     )
     return tasks.ready > delayed
+
+
+def _waits_for_a_fresh_process(stage: Stage, now_s: float) -> bool:
+    """Whether its suspects have waited for no longer than that takes."""
+    assert stage.tasks is not None
+    task = stage.tasks.first_suspect()
+    return task is not None and task.trouble is not None and now_s - task.trouble.suspect_since_s < _FRESH_S

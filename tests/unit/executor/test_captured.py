@@ -63,12 +63,17 @@ CHANGING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", IMMUTABLE, ids=repr)
+def name_of(value):
+    """The same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+| from '[^']*'", "", repr(value))
+
+
+@pytest.mark.parametrize("value", IMMUTABLE, ids=name_of)
 def test_TK_13_what_nobody_can_change_is_shared(value):
     assert is_shared(capturing(value))
 
 
-@pytest.mark.parametrize("value", CHANGING, ids=repr)
+@pytest.mark.parametrize("value", CHANGING, ids=name_of)
 def test_TK_13_of_all_else_each_attempt_has_its_own(value):
     data = blob(capturing(value))
     assert bindings(closures.load_stage(data)) is None
