@@ -4,8 +4,8 @@
     stutterer  every so often twice in a row: the second hearing gives nobody anything (S26)
 
 Times are set upon a grid of 2^-20 s, so that another zero rounds no sum otherwise.  What is asked back from
-a queue is one choice of several (a schedule, nobody's right): where a second hearing makes another one, the
-stutterer has said enough.
+a queue is one choice of several (a schedule, nobody's right): where a second hearing makes another one, or
+other launches follow from it, the stutterer has said enough.
 """
 
 from __future__ import annotations
@@ -48,8 +48,15 @@ def check(heard: Collection[Heard], make: Callable[[], SchedulerCore], rng: Rand
         if not speaks:
             continue
         first = stutterer.handle(event, at_s)
+        if _launches(first) != _launches(effects):
+            speaks = False  # its attempts have other numbers from here on: what is heard is not about them
+            continue
         if type(event) is Received and rng.random() < doubled:
             speaks = _check_second(event, first, stutterer.handle(event, at_s))
+
+
+def _launches(effects: list[Effect]) -> list[Effect]:
+    return [e for e in effects if type(e) is Send and type(e.message) is LaunchTasks]
 
 
 def _check_second(event: Received, first: list[Effect], second: list[Effect]) -> bool:

@@ -146,9 +146,10 @@ class Lively:
         )
         now_s = self._world.clock.now_s
         # For a link, for room, for the one memory that holds its input, or for a time that is planned: what
-        # is idle may not suit.
+        # is idle may not suit, or be kept for a gang.
         bound = any(stage.tasks is not None and any(stage.tasks._bound.values()) for stage in ready)
-        waits = core.links or core.dag.suspects or bound or core.placement.wakeup_s is not None
+        gangs = any(s.tree.barrier and s.tasks and s.tasks.ready for s in core.dag.active.values())
+        waits = core.links or core.dag.suspects or bound or gangs or core.placement.wakeup_s is not None
         if not (ready and idle) or waits or self._launched != self._seen_launched:
             self._idle_since_s = None
         elif self._idle_since_s is None:
