@@ -26,7 +26,7 @@ from spark_ft.protocol.effects import (
     Send,
     WithdrawResults,
 )
-from spark_ft.protocol.messages import KillExecutor, KillTask, LaunchTasks
+from spark_ft.protocol.messages import KillExecutor, KillTask, LaunchTasks, TaskUpdates
 from spark_ft.scheduler.core import SchedulerCore
 
 Heard = tuple[float, Event]
@@ -48,11 +48,20 @@ def check(heard: Collection[Heard], make: Callable[[], SchedulerCore], rng: Rand
         if not speaks:
             continue
         first = stutterer.handle(event, at_s)
-        if _launches(first) != _launches(effects):
-            speaks = False  # its attempts have other numbers from here on: what is heard is not about them
+        if _launches(first) != _launches(effects) or _speaks_of_the_future(event, first):
+            speaks = False  # attempts have other numbers from here on: what is heard is not about them
             continue
         if type(event) is Received and rng.random() < doubled:
             speaks = _check_second(event, first, stutterer.handle(event, at_s))
+
+
+def _speaks_of_the_future(event: Event, effects: list[Effect]) -> bool:
+    """Whether it tells of an attempt that begins only now: a rounded time has made a difference."""
+    if type(event) is not Received or type(event.message) is not TaskUpdates:
+        return False
+    told = {*event.message.started, *(end.task for end in event.message.ended)}
+    launched = {launch.task for e in _launches(effects) for launch in e.message.tasks}  # type: ignore[union-attr]
+    return not told.isdisjoint(launched)
 
 
 def _launches(effects: list[Effect]) -> list[Effect]:
