@@ -92,7 +92,7 @@ class Checkpoints:
         # What a lineage refers to: broadcasts, and the checkpoints below.  One level is kept, not a chain.
         self._needs: weakref.WeakKeyDictionary[CheckpointPoint, list[object]] = weakref.WeakKeyDictionary()
         self._life = new_incarnation("life").encode()  # lineages of others refer to blocks that are gone
-        self._any = False  # whether there is one at all
+        self.any = False  # whether there is one at all
         self._garbage: deque[str] = deque()  # folders that nothing reads any more
 
     def set_root(self, directory: str, name: str, lives_on: bool = False) -> None:
@@ -119,7 +119,7 @@ class Checkpoints:
         self._session.close_scope(begun.scope)
         self._write_lineage(folder, point)
         point.settle(folder, self._reader(folder, manifest))
-        self._any = True
+        self.any = True
 
     def _save(self, folder: str, point: CheckpointPoint, begun: _Begun) -> Manifest:
         while True:
@@ -185,7 +185,7 @@ class Checkpoints:
                 f"There is no whole checkpoint at {folder}: no manifest in its {SUCCESS}",
                 "CHECKPOINT_NOT_FOUND",
             )
-        self._any = True
+        self.any = True
         attempts = zip(manifest.parts, manifest.attempts, strict=True)
         return Saved(
             self._session.new_node_id(), folder, [(part, size, sum) for part, (_, size, sum) in attempts]
@@ -198,8 +198,6 @@ class Checkpoints:
 
         Raises JobError (CHECKPOINT_LOST) that names the parts when they cannot be.
         """
-        if not self._any:
-            return run()
         self.sweep()
         for saved, point in _saved_above(node):
             if missing := _missing(saved):

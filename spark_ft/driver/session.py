@@ -159,7 +159,7 @@ class DriverSession:
         """One job; the results in the order of ``partitions`` (None: all).  Into ``answered`` go those by
         partition, also of a job that fails then."""
         job = functools.partial(self._run_job, node, function, partitions, scope, answered)
-        return self.checkpoints.look_after(node, job)
+        return self.checkpoints.look_after(node, job) if self.checkpoints.any else job()
 
     def _run_job(
         self,
