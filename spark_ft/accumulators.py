@@ -47,7 +47,8 @@ _in_task = _InTask()
 
 
 class AccumulatorParam(Generic[T]):
-    """How values of one type are added up."""
+    """How values of one type are added up.  No abstract class, as it is none in PySpark: a program's own may
+    lack a method that it never comes to."""
 
     def zero(self, value: T) -> T:
         """A neutral value like ``value``, e.g. a zero vector of the same length."""

@@ -117,7 +117,7 @@ class SparkContext(DriverSession):
                 self._listeners.add(listener)
             try:
                 driver = Driver(settings, self.environment, (self._status.note, self._listeners.note))
-            except BaseException:
+            except BaseException:  # Ctrl-C too: nobody else would stop their thread
                 self._listeners.stop(0.0)
                 raise
             self._files = files.Registry(
@@ -126,7 +126,7 @@ class SparkContext(DriverSession):
             self._open(driver)
             try:
                 self._set_up(driver, pyFiles or ())
-            except BaseException:
+            except BaseException:  # as above; here the cluster's processes run already
                 self._end("could not be started")
                 raise
             SparkContext._active_spark_context = self

@@ -7,6 +7,7 @@ batch (``rows.py``).  ``dumps`` and ``loads`` work for programs that use them by
 from __future__ import annotations
 
 import marshal
+from abc import ABC, abstractmethod
 from typing import Any
 
 from spark_ft import closures
@@ -14,14 +15,16 @@ from spark_ft import closures
 __all__ = ["CPickleSerializer", "MarshalSerializer", "PickleSerializer"]
 
 
-class Serializer:
+class Serializer(ABC):
     """Objects to bytes and back."""
 
+    @abstractmethod
     def dumps(self, obj: Any) -> bytes:
-        raise NotImplementedError
+        """An object as bytes."""
 
+    @abstractmethod
     def loads(self, obj: bytes) -> Any:
-        raise NotImplementedError
+        """The object again."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)

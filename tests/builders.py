@@ -18,12 +18,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from chaos.shapes import Shapes
 from spark_ft.ids import (
     NO_ACTION,
     ActionId,
     AppId,
     BlobId,
-    Fingerprint,
     Generation,
     HostId,
     Incarnation,
@@ -33,7 +33,7 @@ from spark_ft.ids import (
     TaskId,
 )
 from spark_ft.lineage.dependency import OneToOne, Span
-from spark_ft.lineage.shape import LineageShape, NarrowShape, NodeShape, ShuffleShape
+from spark_ft.lineage.shape import NarrowShape, NodeShape
 from spark_ft.protocol.effects import (
     CancelJobs,
     ClosePeer,
@@ -91,12 +91,8 @@ from spark_ft.scheduler.core import SchedulerCore
 from spark_ft.settings import Settings
 
 
-class Lineage:
+class Lineage(Shapes):
     """A lineage that grows: each method adds a node (or a shuffle and its reader) and returns its id."""
-
-    def __init__(self) -> None:
-        self.nodes: dict[NodeId, NodeShape] = {}
-        self.shuffles: dict[ShuffleId, ShuffleShape] = {}
 
     def node(
         self,
@@ -133,12 +129,6 @@ class Lineage:
             start += count
         return self.node(start, narrow)
 
-    def shuffle(self, parent: NodeId, reduce_count: int) -> ShuffleId:
-        id = ShuffleId(len(self.shuffles))
-        name = Fingerprint(id.to_bytes(16, "big"))
-        self.shuffles[id] = ShuffleShape(id, parent, self.nodes[parent].partition_count, reduce_count, name)
-        return id
-
     def read(self, *shuffles: ShuffleId) -> NodeId:
         return self.node(self.shuffles[shuffles[0]].reduce_count, shuffles=shuffles)
 
@@ -148,22 +138,6 @@ class Lineage:
     def persist(self, node: NodeId, replication: int = 1) -> NodeId:
         self.nodes[node] = replace(self.nodes[node], persisted=True, replication=replication)
         return node
-
-    def shape(self, target: NodeId) -> LineageShape:
-        """All that is reachable from ``target``."""
-        nodes: dict[NodeId, NodeShape] = {}
-        shuffles: dict[ShuffleId, ShuffleShape] = {}
-        stack = [target]
-        while stack:
-            id = stack.pop()
-            if id in nodes:
-                continue
-            node = nodes[id] = self.nodes[id]
-            stack.extend(dependency.parent for dependency in node.narrow)
-            for shuffle in node.shuffles:
-                shuffles[shuffle] = self.shuffles[shuffle]
-                stack.append(self.shuffles[shuffle].parent)
-        return LineageShape(target, nodes, shuffles)
 
 
 @dataclass

@@ -21,6 +21,7 @@ not exercised EX-1.  A kind lists the rows that it can exercise; an invocation t
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ class Invocation:
     healed_s: float | None = None
 
 
-class Nemesis:
+class Nemesis(ABC):
     """Base of every nemesis.  One object serves one run; state may be kept in it."""
 
     name = ""
@@ -103,24 +104,24 @@ class Nemesis:
     def kind(self, name: str) -> Kind:
         return next(kind for kind in self.kinds if kind.name == name)
 
-    def prepare(self, launch: Launch, rng: random.Random) -> None:
+    def prepare(self, launch: Launch, rng: random.Random) -> None:  # noqa: B027 - most need none
         """Before the application starts: what ``launch`` says may be changed here."""
 
-    def setup(self, cluster: Cluster) -> None:
+    def setup(self, cluster: Cluster) -> None:  # noqa: B027 - as above
         """The application is up."""
 
+    @abstractmethod
     def invoke(self, fault: Fault, cluster: Cluster, rng: random.Random) -> Invocation:
         """Make the fault, see whether it took effect, and answer at once (no longer than a second or two).
 
         Nobody to break just now (all executors are dead already, say) is no error: it took no effect.
         """
-        raise NotImplementedError
 
     def heal(self, invocation: Invocation, cluster: Cluster) -> Invocation:
         """Undo the fault; complete the evidence, and the rows that only the aftermath shows."""
         return invocation
 
-    def teardown(self, cluster: Cluster) -> None:
+    def teardown(self, cluster: Cluster) -> None:  # noqa: B027 - as above
         """The application has ended."""
 
     def made(

@@ -7,6 +7,7 @@ tuple of the messages of one turn; nothing is encoded, for the codec decides not
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -122,7 +123,7 @@ class _Peer:
         self.silent = False
 
 
-class Process:
+class Process(ABC):
     """One life of one process: a core, its links, and whether it lives, is stopped or is dead.
 
     ``router``: it is bound, so strangers may connect to it.  ``offset_s``: its machine's clock is that much
@@ -326,8 +327,9 @@ class Process:
             if self.state == DEAD:
                 return
 
+    @abstractmethod
     def perform(self, effect: Effect) -> None:
-        raise NotImplementedError
+        """Carry out what only processes of this role ask for."""
 
     # --- In ---
 

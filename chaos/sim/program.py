@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
+from chaos.shapes import Shapes
 from chaos.sim.options import Options
 from chaos.sim.violation import ViolationError
-from spark_ft.ids import Fingerprint, HostId, NodeId, ShuffleId
+from spark_ft.ids import HostId, NodeId, ShuffleId
 from spark_ft.lineage.dependency import Mapping as PartitionMapping
 from spark_ft.lineage.dependency import OneToOne, Span
-from spark_ft.lineage.shape import LineageShape, NarrowShape, NodeShape, ShuffleShape
+from spark_ft.lineage.shape import NarrowShape, NodeShape
 
 Key = tuple[NodeId, int]
 Source = ShuffleId | Key  # a shuffle, or a persisted partition that comes out different each time
@@ -78,11 +79,9 @@ Outputs = tuple[Content, ...]
 
 
 @dataclass
-class Lineage:
+class Lineage(Shapes):
     """All nodes and shuffles of a history; programs are ranges of it."""
 
-    nodes: dict[NodeId, NodeShape] = field(default_factory=dict)
-    shuffles: dict[ShuffleId, ShuffleShape] = field(default_factory=dict)
     random: set[ShuffleId] = field(default_factory=set)  # outputs come out different each time
     fickle: set[NodeId] = field(default_factory=set)  # persisted, and different each time
     chatty: set[ShuffleId] = field(default_factory=set)  # equal rows, other bytes
@@ -115,28 +114,6 @@ class Lineage:
             barrier=barrier,
         )
         return id
-
-    def shuffle(self, parent: NodeId, reduce_count: int) -> ShuffleId:
-        id = ShuffleId(len(self.shuffles))
-        name = Fingerprint(id.to_bytes(16, "big"))
-        self.shuffles[id] = ShuffleShape(id, parent, self.nodes[parent].partition_count, reduce_count, name)
-        return id
-
-    def shape(self, target: NodeId) -> LineageShape:
-        """All that is reachable from ``target``, as the driver would tell it."""
-        nodes: dict[NodeId, NodeShape] = {}
-        shuffles: dict[ShuffleId, ShuffleShape] = {}
-        stack = [target]
-        while stack:
-            id = stack.pop()
-            if id in nodes:
-                continue
-            node = nodes[id] = self.nodes[id]
-            stack.extend(dependency.parent for dependency in node.narrow)
-            for shuffle in node.shuffles:
-                shuffles[shuffle] = self.shuffles[shuffle]
-                stack.append(self.shuffles[shuffle].parent)
-        return LineageShape(target, nodes, shuffles)
 
     def may_be_gang(self, node: NodeId) -> bool:
         """Whether all that one task of it computes has as many partitions (SPARK-24820)."""

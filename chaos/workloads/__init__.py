@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 Params = Mapping[str, Any]
 
 
-class Workload:
+class Workload(ABC):
     """Base of all workloads.  Objects hold no state: one serves any number of rounds."""
 
     name = ""
@@ -27,20 +28,20 @@ class Workload:
     deterministic = True  # a task that runs again writes the same records in the same order
     rounds_max = 0  # 0: round after round, as long as the run lasts
 
+    @abstractmethod
     def params(self, rng: random.Random, scale: float) -> dict[str, Any]:
         """What one round does: plain JSON values, drawn from ``rng``."""
-        raise NotImplementedError
 
-    def setup(self, params: Params, directory: Path) -> None:
+    def setup(self, params: Params, directory: Path) -> None:  # noqa: B027 - most need none
         """Prepare input in a fresh directory."""
 
+    @abstractmethod
     def run(self, sc: Any, params: Params, directory: Path) -> Any:
         """Do it on a SparkContext; answer what was observed as plain JSON values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, params: Params, observed: Any) -> list[str]:
         """What is wrong with the observation; nothing when it is right."""
-        raise NotImplementedError
 
 
 def dawdle(seconds: float) -> Callable[[Iterable[Any]], Iterable[Any]]:

@@ -198,7 +198,7 @@ class Driver:
             self._thread = threading.Thread(target=self._host.run, name="spark-ft-driver", daemon=True)
             self._thread.start()
             self.cluster.wait_until_up()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nobody gets this object to stop what has been started
             self.stop()
             raise
 

@@ -175,7 +175,7 @@ def _node(node: Node) -> Part:
         children += node.op
     else:
         stands_for = node.counts_as()
-        for name in _fields(kind):  # type: ignore[arg-type]  # a class hashes, whatever its objects do
+        for name in _fields(kind):
             names.append(name)
             children.append(stands_for[name] if name in stands_for else getattr(node, name, None))
     if node.partitioner is not None:

@@ -15,6 +15,7 @@ Spark's RDD.scala class comment.)
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,7 +61,7 @@ class TaskEnv(Protocol):
         """The bytes of a block of the driver's or a worker's store, verified.  Raises FetchFailed."""
 
 
-class Node:
+class Node(ABC):
     """A handle on one lineage node; see the module's head for the five properties."""
 
     __slots__ = ("__weakref__", "dependencies", "id", "partitioner", "storage")
@@ -83,8 +84,9 @@ class Node:
         self.storage: StorageLevel = StorageLevel.NONE
 
     @property
+    @abstractmethod
     def partition_count(self) -> int:
-        raise NotImplementedError(type(self).__name__)
+        """How many partitions; a source may look for its input to tell, and raises JobError without any."""
 
     @property
     def is_persisted(self) -> bool:
@@ -95,8 +97,9 @@ class Node:
         """Whether ``compute`` holds records in memory, up to its share of the task's budget."""
         return False
 
+    @abstractmethod
     def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
-        raise NotImplementedError(type(self).__name__)
+        """The records of one partition; lazy."""
 
     def preferred(self, partition: int) -> Sequence[HostId]:
         return ()

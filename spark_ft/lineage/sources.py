@@ -44,6 +44,9 @@ class Empty(Node):
     def partition_count(self) -> int:
         return 0
 
+    def compute(self, partition: int, inputs: Sequence[Iterator[Any]], env: TaskEnv) -> Iterator[Any]:
+        return iter(())
+
 
 # --- Collections ------------------------------------------------------------------------------
 
@@ -95,7 +98,7 @@ def stored_slices(node: Node) -> list[BlockRef]:
     return [each for each in slices if isinstance(each, BlockRef)]
 
 
-class NoSuchSlices(Node):
+class NoSuchSlices(Empty):
     """What a negative number of slices makes: an error when it is used."""
 
     __slots__ = ("count",)

@@ -278,7 +278,7 @@ class RDDBase(Generic[T]):
                 continue
             try:
                 self.ctx.write_checkpoint(point)
-            except BaseException:
+            except BaseException:  # it was not written, whatever it was: Ctrl-C in its job is no checkpoint
                 marks.add(point)  # the next job tries again
                 raise
 

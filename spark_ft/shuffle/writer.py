@@ -74,7 +74,7 @@ def write_map_output(
     try:
         buckets.write(output)
         return output.commit(accums(), inputs)
-    except BaseException:
+    except BaseException:  # user code runs above, and a kill is a BaseException: no half output stays
         with contextlib.suppress(StorageError):  # a store in trouble: its garbage is collected later
             output.abort()
         raise

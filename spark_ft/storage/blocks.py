@@ -119,7 +119,7 @@ class StoreWriter:
             self._check_seal()
             segment = self.write(key, [layout.sealed(key, head)])
             self._check_seal()
-        except BaseException:
+        except BaseException:  # ``chunks`` may be user code's; a kill is a BaseException: no half block
             self.discard(key, b"d" + key)
             raise
         return BlockRef(self.host, self.path.name, segment, key, chunk_writer.size_bytes, checksum)

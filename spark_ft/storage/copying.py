@@ -75,6 +75,6 @@ def copy_output(
         if whole.intdigest() != original.checksum or sum(row[1] for row in table) != original.size_bytes:
             raise BlockCorrupt("checksum of the map output does not hold")
         return output.commit(tuple((accumulator, update) for accumulator, update in accums), inputs)
-    except BaseException:
+    except BaseException:  # ``pieces`` comes from elsewhere and may raise anything: no half copy stays
         output.abort()
         raise

@@ -475,7 +475,7 @@ def _open_segment(path: Path) -> Segment:
         _registry.add(segment)
         try:
             _check_format(segment)
-        except BaseException:
+        except BaseException:  # a kill too: it is in the registry, and nobody gets it to close it
             segment.close()
             raise
         return segment
@@ -530,7 +530,7 @@ def open_shared(path: Path, map_bytes: int, sync: bool, any_file_system: bool = 
         segment = _open_writable(path, inode, map_bytes, sync)
         try:
             _check_format(segment)
-        except BaseException:
+        except BaseException:  # as in open_segment: a kill too, or its map stays
             segment.close()
             raise
         return segment

@@ -88,7 +88,7 @@ class BlockServer:
         self._net = Net(self._keys)
         try:
             self._router = self._net.router(self._bind, REQUEST_BYTES_MAX + ASK.size, hwm=0)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: ``stop`` ends a server that has started
             self._net.close()
             raise
         self.endpoint = self._router.endpoint

@@ -142,7 +142,7 @@ class Host:
         if bind is not None:
             try:
                 self._router = self._net.router(bind, self._max_frame_bytes)
-            except BaseException:
+            except BaseException:  # Ctrl-C too: nobody gets this object, so nobody else can close it
                 self._close()
                 raise
             self._waiter.add(self._router)

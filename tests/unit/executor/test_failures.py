@@ -81,7 +81,7 @@ class HangsError(Exception):
     def __str__(self):
         while True:
             with contextlib.suppress(Exception):
-                time.sleep(60)
+                time.sleep(60)  # for ever: the engine's patience ends it, long before
 
 
 class RaisesError(Exception):
